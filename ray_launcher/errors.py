@@ -1,0 +1,72 @@
+"""The errors that this package raises, and how any exception is put in words.
+
+    Exception
+    └── ProcLauncherError       anything below; catch this one
+        ├── LaunchError         a launch could not be requested, or the launcher is closed
+        ├── TerminateError      a terminate could not be requested
+        ├── KillError           a kill could not be requested
+        ├── DecodeError         what a spawner returned is not an exit report
+        └── UnknownProcError    no proc of this id is known here
+
+How a proc ends is never an exception: it is a ``ProcExitResult`` (see ``exits``). A wrong argument is the caller's
+mistake and raises ``TypeError`` or ``ValueError`` instead.
+
+Every error carries one text, so that it crosses processes by pickle as it is.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "DecodeError",
+    "KillError",
+    "LaunchError",
+    "ProcLauncherError",
+    "TerminateError",
+    "UnknownProcError",
+    "describe_exception",
+]
+
+
+class ProcLauncherError(Exception):
+    """Base of all errors of this package."""
+
+
+class LaunchError(ProcLauncherError):
+    """A launch could not be requested: the request cannot be pickled, or the launcher is closed."""
+
+
+class TerminateError(ProcLauncherError):
+    """A terminate could not be requested: it cannot be serialised, or the spawner is known to be gone."""
+
+
+class KillError(ProcLauncherError):
+    """A kill could not be requested: it cannot be serialised, or the spawner is known to be gone."""
+
+
+class DecodeError(ProcLauncherError):
+    """What a spawner returned is not an exit report; the text names the first field that is wrong."""
+
+
+class UnknownProcError(ProcLauncherError):
+    """No proc of this id is running or in the history of finished ones."""
+
+
+def describe_exception(error: BaseException) -> str:
+    r"""The text of an exception, whatever the exception does.
+
+    ``str(error)``, else ``repr(error)`` if that raises, else ``"<error formatting exception>"``. Never raises, and the
+    text can always be encoded as UTF-8: lone surrogates come back as ``\udcff``.
+
+    Source: ``pyany_to_error_string`` of Monarch's ``proc_launcher.rs``.
+    """
+    for form in (str, repr):
+        try:
+            return _encodable(form(error))
+        except BaseException:  # noqa: BLE001, S112 - __str__ may raise anything, SystemExit included
+            continue
+    return "<error formatting exception>"
+
+
+def _encodable(text: str) -> str:
+    # str.encode, not text.encode: __str__ may return a subclass of str that overrides it
+    return str.encode(text, "utf-8", "backslashreplace").decode("utf-8")

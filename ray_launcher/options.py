@@ -1,0 +1,271 @@
+"""What to start, where, and how: ``LaunchOptions`` with its parts ``Placement`` and ``ProcBind``.
+
+Written by the user, sent as they are to the spawner and on to the node. All checks are made here, once: an instance
+that exists is valid, plain and picklable. Standard library only; knows nothing of Ray.
+
+All three are frozen and take keywords only; ``dataclasses.replace`` changes a field and checks again. A wrong type
+raises TypeError and a wrong value ValueError; the message names the argument and the way out.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from ray_launcher import checks
+from ray_launcher.frozen import EnvMapping, FrozenMapping
+
+__all__ = ["LaunchOptions", "Placement", "ProcBind", "check_proc_id", "check_timeout"]
+
+StrPath: TypeAlias = "str | os.PathLike[str]"
+GpuMask: TypeAlias = Literal["proc", "node", "inherit"]
+
+_GPU_MASKS = ("proc", "node", "inherit")
+_OWN_FIELDS = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
+_SMALLEST_SHARE = 0.0001
+_PROC_ID_BYTES = 4096
+_HIDDEN = ("bootstrap_payload",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcBind:
+    """CPUs and memory nodes that a proc is bound to; None leaves one as it is.
+
+    Each is a list of numbers and ranges as numactl and taskset take it: ``"0-3,8"``.
+
+    Raises TypeError or ValueError, naming the argument.
+    """
+
+    cpunodebind: str | None = None
+    """NUMA nodes whose CPUs the proc may use."""
+    membind: str | None = None
+    """NUMA nodes whose memory the proc may use."""
+    physcpubind: str | None = None
+    """CPUs that the proc may use, by the numbers of ``/proc/cpuinfo``."""
+    cpus: str | None = None
+    """CPUs that the proc may use, as ``taskset --cpu-list`` takes them."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            _store(self, each.name, checks.optional(checks.number_list, f"ProcBind.{each.name}", value))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where a proc runs and what it holds there. The names and units are Ray's.
+
+    Without any resource the proc runs on any node, or on the one that ``node_id`` or ``label_selector`` names, and
+    holds nothing.
+
+    Raises TypeError or ValueError, naming the argument. Quantities are finite and not negative; a share is at least
+    0.0001, and more than one GPU means whole GPUs (source: ``_validate_resource_quantity`` in Ray's
+    ``ray_option_utils.py``).
+    """
+
+    num_cpus: float = 0
+    """CPUs; shares are fine."""
+    num_gpus: float = 0
+    """GPUs; a share below 1, or a whole number."""
+    memory: float = 0
+    """Bytes."""
+    resources: Mapping[str, float] = field(default_factory=dict)
+    """Custom resources: name to quantity. Stored as a read-only mapping."""
+    label_selector: Mapping[str, str] = field(default_factory=dict)
+    """Node labels: name to value or Ray's expressions (``"!x"``, ``"in(a,b)"``). Stored as a read-only mapping."""
+    node_id: str | None = None
+    """Hex id of the node, as ``ray.nodes()`` gives it."""
+    timeout: float | None = None
+    """Seconds to wait for the resources; None, or infinity, which is stored as None: for ever."""
+    gpu_mask: GpuMask | None = None
+    """GPUs that the proc sees: its own (``"proc"``), all of its gang on the node (``"node"``), or what the node has
+    (``"inherit"``). None: ``"proc"`` for a single proc, ``"node"`` in a gang."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_cpus", "num_gpus", "memory"):
+            _store(self, name, _quantity(f"Placement.{name}", getattr(self, name)))
+        _check_whole_gpus(self.num_gpus)
+        _store(self, "resources", _resources(self.resources))
+        labels = checks.mapping(checks.utf8_text, checks.utf8_text, "Placement.label_selector", self.label_selector)
+        _store(self, "label_selector", FrozenMapping(labels))
+        _store(self, "node_id", checks.optional(_word, "Placement.node_id", self.node_id))
+        _store(self, "timeout", _optional_wait("Placement.timeout", self.timeout))
+        _store(self, "gpu_mask", checks.optional(_gpu_mask, "Placement.gpu_mask", self.gpu_mask))
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class LaunchOptions:
+    """One proc to start: program, arguments, environment, stdio, and where.
+
+    No shell reads any of it. Every text may hold the surrogate escapes of ``os.fsdecode``, which reach the proc as the
+    bytes they stand for; NUL and other lone surrogates are refused.
+
+    ``repr()`` hides the values of ``env`` and ``bootstrap_payload``.
+
+    Raises TypeError or ValueError, naming the argument, as in ``LaunchOptions.env['A=B']``.
+    """
+
+    program: str
+    """Path, or a name looked up on the proc's own PATH, on the node."""
+    args: Sequence[str] = ()
+    """``argv[1:]``. Any iterable of str and paths; stored as a tuple of str."""
+    arg0: str | None = None
+    """``argv[0]``; None: ``program`` as given."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Variables to set, over the inherited ones. Stored as a read-only mapping."""
+    inherit_env: bool = True
+    """Start from the node's environment, else from an empty one."""
+    env_remove: Sequence[str] = ()
+    """Inherited variables to leave out, as globs: ``("SLURM_*",)``. Stored as a tuple."""
+    cwd: str | None = None
+    """Working directory on the node; None: the node's own choice."""
+    want_stdio: bool = True
+    """False: stdout and stderr are discarded, and ``stderr_tail`` is empty."""
+    tail_lines: int = 100
+    """Lines of stderr to keep for the result; 0: none."""
+    process_name: str | None = None
+    """Handed to the proc as HYPERACTOR_PROCESS_NAME."""
+    bootstrap_payload: str | None = None
+    """Handed to the proc as HYPERACTOR_MESH_BOOTSTRAP_MODE. Treated as a secret."""
+    log_channel: str | None = None
+    """Handed to the proc as BOOTSTRAP_LOG_CHANNEL."""
+    proc_bind: ProcBind | None = None
+    """CPUs and memory nodes to bind to; None: the node's."""
+    placement: Placement = field(default_factory=Placement)
+    """Where it runs and what it holds there."""
+
+    if TYPE_CHECKING:
+        # What may be passed is wider than what is stored.
+        def __init__(  # noqa: PLR0913 - one argument per field
+            self,
+            *,
+            program: StrPath,
+            args: Iterable[StrPath] = (),
+            arg0: str | None = None,
+            env: Mapping[str, str] = ...,
+            inherit_env: bool = True,
+            env_remove: Iterable[str] = (),
+            cwd: StrPath | None = None,
+            want_stdio: bool = True,
+            tail_lines: int = 100,
+            process_name: str | None = None,
+            bootstrap_payload: str | None = None,
+            log_channel: str | None = None,
+            proc_bind: ProcBind | None = None,
+            placement: Placement = ...,
+        ) -> None: ...
+
+    def __post_init__(self) -> None:
+        self._check_command()
+        self._check_environment()
+        for name in ("inherit_env", "want_stdio"):
+            _store(self, name, checks.flag(f"LaunchOptions.{name}", getattr(self, name)))
+        for name in ("arg0", "process_name", "bootstrap_payload", "log_channel"):
+            _store(self, name, checks.optional(checks.os_text, f"LaunchOptions.{name}", getattr(self, name)))
+        _store(self, "tail_lines", checks.count("LaunchOptions.tail_lines", self.tail_lines))
+        _check_parts(self.proc_bind, self.placement)
+
+    def _check_command(self) -> None:
+        _store(self, "program", _path("LaunchOptions.program", self.program))
+        _store(self, "args", checks.many(checks.path, "LaunchOptions.args", self.args))
+        _store(self, "cwd", checks.optional(_path, "LaunchOptions.cwd", self.cwd))
+
+    def _check_environment(self) -> None:
+        env = checks.mapping(checks.os_text, checks.os_text, "LaunchOptions.env", self.env)
+        for name in env:
+            _check_env_name(name)
+        _store(self, "env", EnvMapping(env))
+        _store(self, "env_remove", checks.many(_glob, "LaunchOptions.env_remove", self.env_remove))
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{each.name}={self._shown(each.name)}" for each in fields(self))
+        return f"{type(self).__qualname__}({shown})"
+
+    def _shown(self, name: str) -> str:
+        value = getattr(self, name)
+        return repr("***" if name in _HIDDEN and value is not None else value)
+
+
+def check_proc_id(proc_id: object) -> str:
+    """A proc's id as an exact str: 1 to 4,096 bytes of UTF-8, no NUL; any other character is fine.
+
+    Raises TypeError or ValueError, naming ``proc_id``.
+    """
+    checked = _word("proc_id", proc_id)
+    if len(checked.encode()) > _PROC_ID_BYTES:
+        raise ValueError(f"proc_id is longer than {_PROC_ID_BYTES} bytes; choose a shorter id")
+    return checked
+
+
+def check_timeout(name: str, value: object) -> float:
+    """A time in seconds as float, 0 or more; infinity means never.
+
+    ``name`` is the argument as the user wrote it. Raises TypeError (also for None and bool) or ValueError, naming it.
+    """
+    if value is None:
+        raise TypeError(f"{name} must be a number of seconds, not None; write math.inf for no limit")
+    return checks.seconds(name, value)
+
+
+def _store(instance: object, name: str, value: object) -> None:
+    object.__setattr__(instance, name, value)  # the one way to set a field of a frozen dataclass
+
+
+def _path(where: str, value: object) -> str:
+    return checks.not_empty(checks.path, where, value)
+
+
+def _glob(where: str, value: object) -> str:
+    return checks.not_empty(checks.os_text, where, value)
+
+
+def _word(where: str, value: object) -> str:
+    return checks.not_empty(checks.utf8_text, where, value)
+
+
+def _check_env_name(name: str) -> None:
+    if "=" in name:
+        where = checks.entry_of("LaunchOptions.env", name)
+        raise ValueError(f"{where}: a name must not contain '='; write the part after it as the value")
+
+
+def _check_parts(proc_bind: object, placement: object) -> None:
+    if not isinstance(placement, Placement):
+        raise TypeError("LaunchOptions.placement must be a Placement; write Placement(num_cpus=...)")
+    if not isinstance(proc_bind, ProcBind | None):
+        raise TypeError("LaunchOptions.proc_bind must be a ProcBind or None; write ProcBind(cpus='0-3')")
+
+
+def _quantity(where: str, value: object) -> int | float:
+    quantity = checks.number(where, value)
+    if 0 < quantity < _SMALLEST_SHARE:
+        raise ValueError(f"{where} is smaller than the smallest share; write 0, or {_SMALLEST_SHARE} or more")
+    return quantity
+
+
+def _check_whole_gpus(num_gpus: float) -> None:
+    if num_gpus > 1 and num_gpus != math.floor(num_gpus):
+        raise ValueError("Placement.num_gpus must be whole above 1; write a whole number, or a share below 1")
+
+
+def _resources(value: object) -> FrozenMapping[str, int | float]:
+    resources = checks.mapping(checks.utf8_text, _quantity, "Placement.resources", value)
+    for name in resources.keys() & _OWN_FIELDS.keys():
+        where = checks.entry_of("Placement.resources", name)
+        raise ValueError(f"{where} has a field of its own; write Placement({_OWN_FIELDS[name]}=...)")
+    return FrozenMapping(resources)
+
+
+def _optional_wait(where: str, value: object) -> float | None:
+    wait = checks.optional(checks.seconds, where, value)
+    return None if wait == math.inf else wait
+
+
+def _gpu_mask(where: str, value: object) -> str:
+    mask = checks.utf8_text(where, value)
+    if mask not in _GPU_MASKS:
+        raise ValueError(f"{where} is not known; write one of {', '.join(map(repr, _GPU_MASKS))}, or None")
+    return mask
