@@ -14,7 +14,7 @@ import operator
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import SupportsIndex, TypeVar, cast
+from typing import TypeVar, cast
 
 _T = TypeVar("_T")
 _Number = TypeVar("_Number", int, float)
@@ -108,7 +108,7 @@ def count(where: str, value: object) -> int:
     if isinstance(value, bool):
         raise TypeError(f"{where} must be an int, not bool; write a whole number")
     try:
-        return _not_negative(where, _exact_int(value))
+        return _not_negative(where, operator.index(cast("int", value)))
     except TypeError:
         raise TypeError(f"{where} must be an int, not {_type(value)}; write a whole number") from None
 
@@ -118,7 +118,7 @@ def number(where: str, value: object) -> int | float:
     plain = seconds(where, value)
     if math.isinf(plain):
         raise ValueError(f"{where} must be finite; write a number")
-    return _exact_int(value) if isinstance(value, numbers.Integral) else plain
+    return operator.index(value) if isinstance(value, numbers.Integral) else plain
 
 
 def seconds(where: str, value: object) -> float:
@@ -152,11 +152,6 @@ def _not_negative(where: str, value: _Number) -> _Number:
     if value < 0:
         raise ValueError(f"{where} must not be negative; write 0 or more")
     return value
-
-
-def _exact_int(value: object) -> int:
-    # int.__index__ on top: operator.index hands back a subclass of int as it is
-    return int.__index__(operator.index(cast("SupportsIndex", value)))
 
 
 def _type(value: object) -> str:

@@ -203,8 +203,7 @@ def _summary(error: BaseException) -> str:
 def _optional_i32(value: object) -> int | None:
     if value is None:
         return None
-    # int.__index__ on top: operator.index hands back a subclass of int as it is, and int() would call its __int__
-    number = int.__index__(operator.index(cast("int", value)))
+    number = operator.index(cast("int", value))  # an exact int, whatever a subclass says about itself
     if not -(2**31) <= number < 2**31:
         # without the value: one of more than 4,300 digits cannot be printed
         raise OverflowError("out of range for a signed 32-bit integer")
