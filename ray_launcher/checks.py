@@ -144,7 +144,7 @@ def number_list(where: str, value: object) -> str:
     for part in listed.split(","):
         first, _, last = part.partition("-")
         if last and int(first) > int(last):
-            raise ValueError(f"{where} has a descending range, {part}; write the smaller number first")
+            raise ValueError(f"{where} has a descending range; write the smaller number first")
     return listed
 
 
