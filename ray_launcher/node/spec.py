@@ -1,0 +1,81 @@
+"""What one launch execs, as it travels from the agent to the supervisor: bytes only, ready for the kernel."""
+
+from __future__ import annotations
+
+from ray_launcher.node.protocol import ProtocolError
+
+
+class Spec:
+    """One program to run.
+
+    token: the launch's own name, unique for ever.  program: a path, or a name to look up on the child's PATH.
+    argv: all of it, argv[0] included.  cwd: b"" for the supervisor's own.
+    environ: `NAME=VALUE` items that are added to the base environment; unset: names first taken out of it;
+    inherit: False starts from nothing instead of the base.
+    stdout, stderr: files to create and append to; b"" discards.  tail_lines: how much of stderr to report.
+    """
+
+    __slots__ = ("token", "program", "argv", "cwd", "environ", "unset", "inherit", "stdout", "stderr", "tail_lines")
+
+    def __init__(
+        self,
+        token: bytes,
+        program: bytes,
+        argv: list[bytes],
+        cwd: bytes = b"",
+        environ: list[bytes] | None = None,
+        unset: list[bytes] | None = None,
+        inherit: bool = True,
+        stdout: bytes = b"",
+        stderr: bytes = b"",
+        tail_lines: int = 100,
+    ) -> None:
+        self.token, self.program, self.argv, self.cwd = token, program, argv, cwd
+        self.environ, self.unset, self.inherit = environ or [], unset or [], inherit
+        self.stdout, self.stderr, self.tail_lines = stdout, stderr, tail_lines
+
+    def fields(self) -> list[bytes]:
+        """The fields of this launch's frame, behind the verb."""
+        counts = b"%d %d %d %d %d" % (
+            len(self.argv),
+            len(self.environ),
+            len(self.unset),
+            self.inherit,
+            self.tail_lines,
+        )
+        fixed = [self.token, self.program, self.cwd, self.stdout, self.stderr, counts]
+        return [*fixed, *self.argv, *self.environ, *self.unset]
+
+    @classmethod
+    def from_fields(cls, fields: list[bytes]) -> Spec:
+        """Read what `fields` wrote. Raises `ProtocolError` for anything else."""
+        try:
+            token, program, cwd, stdout, stderr, counts = fields[:6]
+            n_argv, n_environ, n_unset, inherit, tail_lines = map(int, counts.split())
+        except ValueError as error:
+            raise ProtocolError("a launch that lacks fields") from error
+        if min(n_argv - 1, n_environ, n_unset, tail_lines) < 0 or len(fields) != 6 + n_argv + n_environ + n_unset:
+            raise ProtocolError("a launch whose counts do not add up")
+        environ = fields[6 + n_argv : 6 + n_argv + n_environ]
+        if not all(b"=" in item for item in environ):
+            raise ProtocolError("an environment item without '='")
+        return cls(
+            token=token,
+            program=program,
+            argv=fields[6 : 6 + n_argv],
+            cwd=cwd,
+            environ=environ,
+            unset=fields[6 + n_argv + n_environ :],
+            inherit=bool(inherit),
+            stdout=stdout,
+            stderr=stderr,
+            tail_lines=tail_lines,
+        )
+
+    def environment(self, base: dict[bytes, bytes]) -> dict[bytes, bytes]:
+        """The child's whole environment."""
+        env = dict(base) if self.inherit else {}
+        for name in self.unset:
+            env.pop(name, None)
+        env.update(item.split(b"=", 1) for item in self.environ)  # type: ignore[misc]  # pairs, as checked above
+        return env

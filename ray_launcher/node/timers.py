@@ -1,0 +1,55 @@
+"""Timers of the supervisor's loop: a heap of callbacks that can be cancelled."""
+
+from __future__ import annotations
+
+import heapq
+import time
+
+TYPE_CHECKING = False  # typing's own costs the supervisor a megabyte
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Timer:
+    """One pending call. Cancelling twice, or after the call, does nothing."""
+
+    __slots__ = ("call", "when")
+
+    def __init__(self, when: float, call: Callable[[], None]) -> None:
+        self.when = when
+        self.call: Callable[[], None] | None = call
+
+    def cancel(self) -> None:
+        self.call = None
+
+    def __lt__(self, other: Timer) -> bool:
+        return self.when < other.when
+
+
+class Timers:
+    """Times are those of `time.monotonic`, in seconds."""
+
+    def __init__(self) -> None:
+        self._heap: list[Timer] = []
+
+    def at(self, when: float, call: Callable[[], None]) -> Timer:
+        timer = Timer(when, call)
+        heapq.heappush(self._heap, timer)
+        return timer
+
+    def after(self, seconds: float, call: Callable[[], None]) -> Timer:
+        return self.at(time.monotonic() + seconds, call)
+
+    def wait(self) -> float:
+        """Seconds until the next call is due; -1 when none is pending (epoll's word for ever)."""
+        while self._heap and self._heap[0].call is None:
+            heapq.heappop(self._heap)
+        return max(0.0, self._heap[0].when - time.monotonic()) if self._heap else -1
+
+    def fire(self) -> None:
+        """Make the calls that are due, each once."""
+        now = time.monotonic()
+        while self._heap and (self._heap[0].call is None or self._heap[0].when <= now):
+            call = heapq.heappop(self._heap).call
+            if call is not None:
+                call()
