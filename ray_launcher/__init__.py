@@ -1,0 +1,62 @@
+"""Start operating-system processes ("procs") on the nodes of a Ray cluster, and learn exactly once how each ended.
+
+The package reads top to bottom as the story of one launch: `LaunchOptions` say what to run (options); a launcher sends
+them (launcher, session) to a spawner actor (spawner, cluster.spawner), which hands them to the agent of a node
+(cluster.agent), whose Ray-free supervisor (node.supervisor) starts the process (node.process). When that exits, its
+report travels back the same way to the `ExitPort` (port) and becomes a `ProcExitResult` (exits).
+"""
+
+from ray_launcher.errors import (
+    DecodeError,
+    KillError,
+    LaunchError,
+    ProcLauncherError,
+    TerminateError,
+    UnknownProcError,
+)
+from ray_launcher.exits import (
+    Exited,
+    ExitReport,
+    Failed,
+    ProcExitKind,
+    ProcExitResult,
+    Signaled,
+    StdioHandling,
+    decode_exit,
+)
+from ray_launcher.launcher import ActorProcLauncher, LaunchResult, ProcLauncher
+from ray_launcher.logs import LogChunk
+from ray_launcher.options import LaunchOptions, Placement, ProcBind
+from ray_launcher.port import ExitPort
+from ray_launcher.session import RayProcLauncher
+from ray_launcher.spawner import ProcSpawner, start_spawner
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ActorProcLauncher",
+    "DecodeError",
+    "ExitPort",
+    "ExitReport",
+    "Exited",
+    "Failed",
+    "KillError",
+    "LaunchError",
+    "LaunchOptions",
+    "LaunchResult",
+    "LogChunk",
+    "Placement",
+    "ProcBind",
+    "ProcExitKind",
+    "ProcExitResult",
+    "ProcLauncher",
+    "ProcLauncherError",
+    "ProcSpawner",
+    "RayProcLauncher",
+    "Signaled",
+    "StdioHandling",
+    "TerminateError",
+    "UnknownProcError",
+    "decode_exit",
+    "start_spawner",
+]

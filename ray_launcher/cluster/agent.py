@@ -1,0 +1,178 @@
+"""The node agent: the actor through which a session reaches one node. It owns no procs; its supervisor does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+from ray_launcher.cluster.environment import additions, base_environ, raylet_environ, removals
+from ray_launcher.cluster.follow import read_logs
+from ray_launcher.cluster.wire import Exit, Launch, Request, SessionInfo, log_name
+from ray_launcher.exits import ExitReport
+from ray_launcher.node import client
+from ray_launcher.node.client import Client
+from ray_launcher.node.protocol import ProtocolError
+from ray_launcher.node.spec import Spec
+
+_logger = logging.getLogger(__name__)
+
+
+class Agent:
+    """One per node and session. A detached actor: it leaves by itself when the spawner is gone for good."""
+
+    def __init__(self, session: SessionInfo, spawner: ActorHandle) -> None:
+        self._session = session
+        self._spawner: Any = spawner
+        self._raylet = int(os.environ.get("RAY_RAYLET_PID") or os.getppid())
+        self._base = base_environ(os.environb, raylet_environ(self._raylet))
+        self._logs = Path(_ray_node().get_logs_dir_path())
+        node_id = ray.get_runtime_context().get_node_id()
+        user = Path(tempfile.gettempdir()) / f"ray-launcher-{os.geteuid()}"
+        self._directory = user / f"{session.name}-{node_id[:16]}"
+        self._client: Client | None = None
+        self._starting = asyncio.Lock()
+        self._live: set[str] = set()
+        self._exits: list[Exit] = []
+        self._local = 0  # numbers of reports that the supervisor has no part in count down from here
+        self._news = asyncio.Event()
+        self._gone = asyncio.Event()  # the supervisor
+        self._watching = asyncio.ensure_future(self._watch())
+
+    # -- for the spawner ------------------------------------------------------------------------------------------
+
+    async def post(self, messages: list[Launch | Request]) -> None:
+        """Take messages on, in order. Calls must not overlap: the next one is sent when this has returned."""
+        supervisor = await self._supervisor()
+        for message in messages:
+            if isinstance(message, Launch):
+                self._launch(supervisor, message)
+            elif message.timeout is None:
+                supervisor.send(b"kill", message.token.encode())
+            else:
+                supervisor.send(b"terminate", message.token.encode(), b"%r" % message.timeout)
+
+    async def poll(self, delivered: int) -> list[Exit]:
+        """Wait for exits and return them; those up to number `delivered` are known to have arrived."""
+        if delivered and self._client is not None:
+            self._client.send(b"ack", b"%d" % delivered)
+        await self._news.wait()
+        self._news.clear()
+        exits, self._exits = self._exits, []
+        return exits
+
+    async def read(self, wants: dict[str, int], live: set[str]) -> dict[str, tuple[bytes, bool]]:
+        """New bytes of log files, see `follow.read_logs`; `wants` is {file name: offset}, `live` tokens end a wait."""
+        return await read_logs(self._logs, wants, lambda: live <= self._live)
+
+    async def end(self, grace: float) -> None:
+        """TERM every proc, KILL what is left `grace` seconds later, and return when nothing is."""
+        self._watching.cancel()
+        if self._client is not None:
+            self._client.send(b"stop", b"%r" % float(grace))
+            await self._gone.wait()
+        client.remove_directory(self._directory)
+
+    async def info(self) -> dict[str, Any]:
+        """Facts for diagnostics: pid, and where things are."""
+        return {"pid": os.getpid(), "directory": str(self._directory), "logs": str(self._logs)}
+
+    # -- the supervisor -------------------------------------------------------------------------------------------
+
+    async def _supervisor(self) -> Client:
+        async with self._starting:
+            if self._client is None or self._gone.is_set():
+                self._client = await self._start()
+            return self._client
+
+    async def _start(self) -> Client:
+        self._gone.clear()
+        client.make_directory(self._directory)
+        arguments = (self._directory, self._raylet, self._session.orphan_grace, self._session.grace)
+        await asyncio.get_running_loop().run_in_executor(None, client.start, *arguments)
+        supervisor = await Client.connect(self._directory, self._on_frame, self._on_lost)
+        supervisor.send(b"base", *(name + b"=" + value for name, value in self._base.items()))
+        return supervisor
+
+    def _launch(self, supervisor: Client, message: Launch) -> None:
+        opts, token = message.opts, message.token
+        self._live.add(token)
+        base = self._base if opts.inherit_env else {}
+        try:
+            spec = Spec(
+                token=token.encode(),
+                program=os.fsencode(opts.program),
+                argv=[os.fsencode(opts.program if opts.arg0 is None else opts.arg0), *map(os.fsencode, opts.args)],
+                cwd=os.fsencode(opts.cwd or ""),
+                environ=additions(opts, f"{self._session.name}/{token}"),
+                unset=removals(base, opts.env_remove) if opts.env_remove else [],
+                inherit=opts.inherit_env,
+                stdout=self._log(message, "stdout"),
+                stderr=self._log(message, "stderr"),
+                tail_lines=opts.tail_lines,
+            )
+            supervisor.send(b"launch", *spec.fields())
+        except ProtocolError as error:
+            text = f"{opts.program}: arguments and environment are too long for exec (E2BIG): {error}"
+            self._exited(Exit(0, token, ExitReport(126, None, False, text, ())))
+
+    def _log(self, message: Launch, stream: str) -> bytes:
+        if not message.opts.want_stdio:
+            return b""
+        return os.fsencode(self._logs / log_name(self._session.name, message.proc_id, message.token, stream))
+
+    def _on_frame(self, verb: bytes, fields: list[bytes]) -> None:
+        if verb == b"exit":
+            self._exited(_exit(fields))
+        elif verb == b"note":
+            _logger.warning("%s", fields[0].decode(errors="replace"))
+
+    def _exited(self, exit_: Exit) -> None:
+        self._live.discard(exit_.token)
+        self._exits.append(exit_)
+        self._news.set()
+
+    def _on_lost(self) -> None:
+        """Its guard has killed what it left, or is at it: whoever holds the directory's lock is not done yet."""
+        self._gone.set()
+        words = client.last_words(self._directory)
+        reason = "the node's supervisor was lost, and the proc with it" + (f": {words}" if words else "")
+        for token in list(self._live):
+            self._exited(Exit(0, token, ExitReport(None, None, False, reason, ())))
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """The call to the spawner never returns; it fails when the spawner is gone for good."""
+        try:
+            await self._spawner.serve_watch.remote()
+        except ray.exceptions.RayError:
+            _logger.info("the spawner of session %s is gone: ending its procs", self._session.name)
+        await self.end(self._session.grace)
+        ray.kill(ray.get_runtime_context().current_actor)
+
+
+def _ray_node() -> Any:
+    """Ray's own description of this node; it has no public name for the log directory."""
+    from ray._private import worker  # noqa: PLC0415  # private: kept to this place
+
+    return worker._global_node  # noqa: SLF001
+
+
+def _exit(fields: list[bytes]) -> Exit:
+    sequence, token, kind, reason, value, core, _when, *tail = fields
+    number = int(value) if value else None
+    lines = [line.decode() for line in tail]
+    if kind == b"failed":
+        report = ExitReport(number, None, False, reason.decode(errors="replace"), lines)
+    elif kind == b"signaled":
+        report = ExitReport(None, number, core == b"1", None, lines)
+    else:
+        report = ExitReport(number, None, False, None, lines)
+    return Exit(int(sequence), token.decode(), report)

@@ -1,0 +1,122 @@
+"""The spawner's side of one agent: messages out in order, exits in, and what happens when the agent is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+import ray
+from ray_launcher.cluster.agent import Agent
+from ray_launcher.cluster.nodes import Node
+from ray_launcher.cluster.wire import NAMESPACE, Exit, Launch, Request, SessionInfo
+from ray_launcher.exits import ExitReport
+from ray_launcher.port import gone_because
+
+
+class Link:
+    """Starts the agent of `node` and talks to it. `on_exit(token, report)` is called once per launch."""
+
+    def __init__(
+        self,
+        session: SessionInfo,
+        node: Node,
+        agent_env: dict[str, Any],
+        on_exit: Callable[[str, ExitReport], None],
+        on_lost: Callable[[Link], None],
+    ) -> None:
+        self.node = node
+        self.launches: set[str] = set()  # tokens without an exit
+        self._on_exit = on_exit
+        self._on_lost = on_lost
+        self._outbox: list[Launch | Request] = []
+        self._mail = asyncio.Event()
+        self.agent: Any = start_agent(session, node, agent_env)
+        self._tasks = [asyncio.ensure_future(self._run(loop)) for loop in (self._post, self._poll)]
+
+    def launch(self, message: Launch) -> None:
+        """Send; from now on `on_exit` will be called for it, whatever happens."""
+        self.launches.add(message.token)
+        self._send(message)
+
+    def request(self, message: Request) -> None:
+        """Send, if its launch has not ended."""
+        if message.token in self.launches:
+            self._send(message)
+
+    async def end(self, grace: float) -> None:
+        """End every proc of the node and the agent; returns when nothing of them is left."""
+        try:
+            await self.agent.end.remote(grace)
+            for exit_ in await asyncio.wait_for(self.agent.poll.remote(0), 1.0) if self.launches else ():
+                self._exited(exit_)
+        except (RayError, asyncio.TimeoutError):
+            pass  # it is gone, and its supervisor sees to the procs
+        for task in self._tasks:
+            task.cancel()
+        ray.kill(self.agent)
+        self._abandon("the session ended")
+
+    def _send(self, message: Launch | Request) -> None:
+        self._outbox.append(message)
+        self._mail.set()
+
+    async def _post(self) -> None:
+        """One message under way at a time keeps their order; what comes meanwhile makes up the next."""
+        while True:
+            await self._mail.wait()
+            self._mail.clear()
+            batch, self._outbox = self._outbox, []
+            await self.agent.post.remote(batch)
+
+    async def _poll(self) -> None:
+        delivered = 0
+        while True:
+            for exit_ in await self.agent.poll.remote(delivered):
+                delivered = max(delivered, exit_.sequence)
+                self._exited(exit_)
+
+    async def _run(self, loop: Callable[[], Any]) -> None:
+        try:
+            await loop()
+        except RayError as error:
+            for task in self._tasks:
+                if task is not asyncio.current_task():
+                    task.cancel()
+            self._on_lost(self)
+            self._abandon(gone_because(error))
+
+    def _exited(self, exit_: Exit) -> None:
+        if exit_.token in self.launches:
+            self.launches.remove(exit_.token)
+            self._on_exit(exit_.token, exit_.report)
+
+    def _abandon(self, why: str) -> None:
+        reason = f"the agent of node {self.node} was lost: {why}"
+        for token in list(self.launches):
+            self._exited(Exit(0, token, ExitReport(None, None, False, reason, ())))
+
+
+def start_agent(session: SessionInfo, node: Node, runtime_env: dict[str, Any]) -> Any:
+    """Create the agent's actor on its node.
+
+    Detached, since an owned one would die with a spawner that only restarts. At nice 0 (Ray's workers have 15), which
+    a worker can have from its start without a privilege.
+    """
+    env_vars = {"RAY_worker_niceness": "0", **runtime_env.get("env_vars", {})}
+    return (
+        ray.remote(Agent)
+        .options(
+            name=f"agent-{session.name}-{node.node_id}",
+            namespace=NAMESPACE,
+            lifetime="detached",
+            num_cpus=0,
+            max_concurrency=1000,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False),
+            runtime_env={**runtime_env, "env_vars": env_vars},
+        )
+        .remote(session, ray.get_runtime_context().current_actor)
+    )

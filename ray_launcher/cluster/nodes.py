@@ -1,0 +1,126 @@
+"""Which node a proc goes to: the nodes that Ray knows, refreshed as launches ask, and the choice among them."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+
+import ray
+
+from ray_launcher.options import Placement
+
+#: Seconds for which a list of nodes serves further launches, while a new one is fetched beside them.
+FRESH = 1.0
+#: Seconds after which a list is too old to choose from at all.
+STALE = 10.0
+
+
+class NoSuchNodeError(Exception):
+    """The placement names a node that the cluster does not have; the text lists those it has."""
+
+
+class NoFittingNodeError(Exception):
+    """No node fitted within the placement's timeout."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """A living node of the cluster."""
+
+    node_id: str
+    ip: str
+    labels: Mapping[str, str]
+    cpus: float
+
+    def __str__(self) -> str:
+        return f"{self.node_id} ({self.ip})"
+
+
+class Nodes:
+    """The cluster's nodes as the spawner sees them. `clock` is monotonic, in seconds."""
+
+    def __init__(
+        self,
+        fetch: Callable[[], list[Node]] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._fetch = fetch or living_nodes
+        self._clock = clock
+        self._nodes: dict[str, Node] = {}
+        self._fetched = float("-inf")
+        self._fetching: asyncio.Task[None] | None = None
+
+    def pick(self, placement: Placement, load: Callable[[str], int]) -> Node | None:
+        """The least loaded node that fits, from the list at hand; None when that is stale or none fits."""
+        age = self._clock() - self._fetched
+        if age > FRESH:
+            self._refresh()
+        if age > STALE:
+            return None
+        return min(self._fitting(placement), key=lambda node: load(node.node_id), default=None)
+
+    async def wait_for(self, placement: Placement, load: Callable[[str], int]) -> Node:
+        """As `pick`, but waits for a node with the wanted labels: an autoscaler or a late node may bring it.
+
+        Raises `NoSuchNodeError` for an unknown node_id, `NoFittingNodeError` after `placement.timeout` seconds.
+        """
+        deadline = float("inf") if placement.timeout is None else self._clock() + placement.timeout
+        while True:
+            await self._refresh()
+            node = self.pick(placement, load)
+            if node is not None:
+                return node
+            if placement.node_id is not None and placement.node_id not in self._nodes:
+                known = ", ".join(map(str, self._nodes.values())) or "none"
+                raise NoSuchNodeError(f"no living node has the id {placement.node_id!r}; the cluster's nodes are {known}")
+            if self._clock() >= deadline:
+                wanted = dict(placement.label_selector)
+                raise NoFittingNodeError(f"no node with the labels {wanted} within {placement.timeout:g} s")
+            await asyncio.sleep(min(FRESH / 2, max(0.0, deadline - self._clock())))
+
+    def lose(self, node_id: str) -> None:
+        """The node did not answer: it is not chosen again before Ray has been asked whether it lives."""
+        self._nodes.pop(node_id, None)
+
+    def _fitting(self, placement: Placement) -> list[Node]:
+        wanted = placement.node_id
+        nodes = [node for node in self._nodes.values() if wanted is None or node.node_id == wanted]
+        nodes = [node for node in nodes if labels_match(placement.label_selector, node.labels)]
+        # A head node is often given no CPUs to keep work away from it: procs stay away too while they can.
+        return [node for node in nodes if node.cpus > 0] or nodes
+
+    def _refresh(self) -> asyncio.Task[None]:
+        if self._fetching is None or self._fetching.done():
+            self._fetching = asyncio.create_task(self._fetch_once())
+        return self._fetching
+
+    async def _fetch_once(self) -> None:
+        found = await asyncio.get_running_loop().run_in_executor(None, self._fetch)
+        self._nodes = {node.node_id: node for node in found}
+        self._fetched = self._clock()
+
+
+def living_nodes() -> list[Node]:
+    """Ask Ray. Blocks for a few milliseconds."""
+    return [
+        Node(node["NodeID"], node["NodeManagerAddress"], node.get("Labels") or {}, node["Resources"].get("CPU", 0.0))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def labels_match(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
+    """Ray's label selectors: `value`, `!value`, `in(a,b)`, `!in(a,b)`; all must hold.
+
+    Source: https://docs.ray.io/en/latest/ray-core/scheduling/labels.html. A missing label satisfies only a negation.
+    """
+    return all(_condition_holds(condition, labels.get(name)) for name, condition in selector.items())
+
+
+def _condition_holds(condition: str, value: str | None) -> bool:
+    negated = condition.startswith("!")
+    operand = condition[1:] if negated else condition
+    wanted = operand[3:-1].split(",") if operand.startswith("in(") and operand.endswith(")") else [operand]
+    return (value in {item.strip() for item in wanted}) != negated

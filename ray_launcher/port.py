@@ -1,0 +1,241 @@
+"""`ExitPort`: where the end of one proc arrives, exactly once, and what Ray's outcomes mean there."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import re
+import threading
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from functools import partial
+from typing import Any
+
+import ray
+from ray import ObjectRef
+from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError, UnserializableException
+
+from ray_launcher.errors import DecodeError, describe_exception
+from ray_launcher.exits import Failed, ProcExitResult, decode_exit
+from ray_launcher.spawner import JunkReportError
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_logger = logging.getLogger(__name__)
+
+
+class ExitPort:
+    """Where a proc's end arrives: ask as often and as late as you like, the answer is one and the same.
+
+    Can be pickled into other tasks and actors of the cluster. No thread waits for it.
+    """
+
+    def __init__(self, ref: ObjectRef | None, source: Source | None = None) -> None:
+        """For launchers: `ref` is the spawner task's own, or None where `source` can make one on demand."""
+        self._ref = ref
+        self._source = source
+        self._lock = threading.Lock()
+        self._result: Future[ProcExitResult] | None = None if source is None else source.result
+
+    @property
+    def ref(self) -> ObjectRef:
+        """The spawner task's ObjectRef, for `ray.wait` and as an argument: `ray.get` gives its raw report, or raises."""
+        with self._lock:
+            if self._ref is None:
+                assert self._source is not None  # noqa: S101  # see __init__
+                self._ref = self._source.make_ref()
+            return self._ref
+
+    def wait(self, timeout: float | None = None) -> ProcExitResult:
+        """Block until the proc has ended, at most `timeout` seconds. Raises TimeoutError; the proc goes on then."""
+        try:
+            return self._future().result(self._patience(timeout))
+        except FutureTimeoutError:  # until Python 3.11 another class than the builtin
+            text = f"the proc had not ended after {timeout} s"
+            raise TimeoutError(text) from None
+
+    def done(self) -> bool:
+        """Whether the proc has ended."""
+        return self._future().done() or self._arrived()
+
+    def add_done_callback(self, fn: Callable[[ProcExitResult], object]) -> None:
+        """Call `fn(result)` once, in a thread of the package's own; soon, when the proc has ended already.
+
+        Callbacks run one after the other; what they raise is logged.
+        """
+        self._future().add_done_callback(lambda future: _callbacks.put(partial(fn, future.result())))
+
+    def __await__(self) -> Generator[Any, None, ProcExitResult]:
+        return asyncio.wrap_future(self._future()).__await__()
+
+    def __reduce__(self) -> tuple[type[ExitPort], tuple[ObjectRef]]:
+        return ExitPort, (self.ref,)
+
+    def __repr__(self) -> str:
+        return f"<ExitPort {'done' if self.done() else 'open'}>"
+
+    def _future(self) -> Future[ProcExitResult]:
+        with self._lock:
+            if self._result is None:
+                assert self._ref is not None  # noqa: S101  # see __init__
+                self._result = watch(self._ref)
+            return self._result
+
+    def _arrived(self) -> bool:
+        """Asked of Ray itself: the future hears of it a moment later."""
+        return self._ref is not None and ray.is_initialized() and bool(ray.wait([self._ref], timeout=0)[0])
+
+    def _patience(self, timeout: float | None) -> float | None:
+        if timeout is None or timeout > 0 or not self.done():
+            return timeout
+        return None  # it is there, only the future has not heard of it
+
+
+class Source:
+    """Where the port of a batched launch gets its result, and its ref if anybody asks for one."""
+
+    def __init__(self, make_ref: Callable[[Source], ObjectRef]) -> None:
+        self.result: Future[ProcExitResult] = new_result()
+        self.raw: bytes | None = None  # the pickled outcome, once there
+        self._make_ref = make_ref
+
+    def make_ref(self) -> ObjectRef:
+        """A spawner task that answers with this launch's raw report."""
+        return self._make_ref(self)
+
+
+def new_result() -> Future[ProcExitResult]:
+    """A future that nobody who awaits it can cancel for the others."""
+    result: Future[ProcExitResult] = Future()
+    result.set_running_or_notify_cancel()
+    _open_results.add(result)
+    return result
+
+
+def watch(ref: ObjectRef) -> Future[ProcExitResult]:
+    """The result that `ref` will give; resolved in Ray's own thread, without one of ours."""
+    result = new_result()
+    ref.future().add_done_callback(lambda raw: settle(result, result_of_future(raw)))
+    return result
+
+
+def settle(result: Future[ProcExitResult], value: ProcExitResult) -> None:
+    """Set the result unless it is set: whoever comes first, Ray's answer or the end of Ray, is right."""
+    if _open_results.take(result):
+        result.set_result(value)
+
+
+def result_of_future(raw: Future[object]) -> ProcExitResult:
+    """What a spawner task's outcome means (contract 3 to 5)."""
+    error = raw.exception()
+    return result_of_report(raw.result()) if error is None else result_of_error(error)
+
+
+def result_of_report(report: object) -> ProcExitResult:
+    """Decode a raw report; what cannot be decoded is `Failed`."""
+    try:
+        return decode_exit(report)
+    except DecodeError as error:
+        return failed(f"failed to decode exit result: {describe_exception(error)}")
+
+
+def result_of_error(error: BaseException) -> ProcExitResult:
+    """Translate a failed spawner task."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, TaskCancelledError | asyncio.CancelledError):
+        return failed("exit port closed (the launch was cancelled)")
+    if isinstance(cause, JunkReportError):
+        return failed(f"failed to decode exit result: {describe_exception(cause)}")
+    if isinstance(error, RayTaskError | UnserializableException) or not isinstance(error, RayError):
+        return failed(f"spawner raised: {describe_exception(cause)}")
+    if isinstance(error, RayActorError):
+        return failed(f"exit port closed ({gone_because(error)})")
+    if type(error) is RayError or "deserializ" in str(error):
+        return failed(f"failed to decode exit result: {gone_because(error)}")
+    return failed(f"exit port closed ({gone_because(error)})")
+
+
+def gone_because(error: BaseException) -> str:
+    """Ray's own words on one line, without colours; of a long traceback the start and, above all, the end."""
+    text = " ".join(_COLOUR.sub("", describe_exception(error)).split())
+    return text if len(text) <= 1000 else f"{text[:300]} […] {text[-690:]}"
+
+
+def failed(reason: str) -> ProcExitResult:
+    """A result that the launcher had to make itself: no tail, since nothing was decoded."""
+    return ProcExitResult(Failed(reason), None)
+
+
+class _OpenResults:
+    """The unresolved results of this process: they resolve even when `ray.shutdown()` silences their refs.
+
+    Ray tells nobody of its shutdown, so a thread asks it twice a second, for as long as anything is open.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: dict[Future[ProcExitResult], str] = {}
+        self._watched = False
+
+    def add(self, result: Future[ProcExitResult]) -> None:
+        ours = connection()
+        with self._lock:
+            self._open[result] = ours
+            if not self._watched:
+                self._watched = True
+                threading.Thread(target=self._ask, name="ray_launcher-shutdown-watch", daemon=True).start()
+
+    def take(self, result: Future[ProcExitResult]) -> bool:
+        with self._lock:
+            return self._open.pop(result, None) is not None
+
+    def _ask(self) -> None:
+        tick = threading.Event()
+        while not tick.wait(0.5):
+            current = connection()
+            with self._lock:
+                self._watched = bool(self._open)
+                orphans = [result for result, its in self._open.items() if its != current]
+            for result in orphans:
+                settle(result, failed("exit port closed (Ray was shut down in this process)"))
+            if not self._watched:
+                return
+
+
+def connection() -> str:
+    """This process's connection to a cluster; another one after a shutdown and a new init."""
+    return ray.get_runtime_context().get_worker_id() if ray.is_initialized() else ""
+
+
+class _Callbacks:
+    """Runs users' callbacks in one thread, started with the first: in Ray's own a `ray.get` would block for ever."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def put(self, call: Callable[[], object]) -> None:
+        self._queue.put(call)
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="ray_launcher-callbacks", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            call = self._queue.get()
+            try:
+                call()
+            except BaseException:
+                _logger.exception("an exit callback raised")
+
+
+_open_results = _OpenResults()
+_callbacks = _Callbacks()
+
+
+def run_soon(call: Callable[[], object]) -> None:
+    """Run `call` in the thread of the callbacks: for what may not be done in Ray's own."""
+    _callbacks.put(call)

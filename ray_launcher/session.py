@@ -1,0 +1,166 @@
+"""`RayProcLauncher`: the launcher most people use. It brings the default spawner, and ends with its driver."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import re
+import uuid
+import weakref
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ray_launcher.cluster.spawner import ClusterSpawner
+from ray_launcher.cluster.wire import NAMESPACE, SessionInfo
+from ray_launcher.errors import LaunchError, UnknownProcError
+from ray_launcher.launcher import ActorProcLauncher
+from ray_launcher.logs import LogChunk, LogStreams, lines_of
+from ray_launcher.options import LaunchOptions, check_proc_id, check_timeout
+from ray_launcher.spawner import start_spawner
+
+_NOT_YET = ("num_cpus", "num_gpus", "memory", "resources")
+
+
+class RayProcLauncher(ActorProcLauncher):
+    """Launches procs on the nodes of a Ray cluster. A context manager: leaving it ends every proc.
+
+    session: a name of its own on the cluster (letters, digits, `.`, `_`, `-`; at most 64); made up when None.
+    detached: not supported yet.
+    address: passed to `ray.init` if this process is not connected to a cluster yet; None lets Ray choose, as
+    `ray.init()` does: RAY_ADDRESS, else a cluster of its own.
+    runtime_env: Ray's; the node agents run in it, so procs inherit its variables and working directory.
+    grace: seconds between TERM and KILL for procs whose driver ends without `close`.
+
+    The session ends with `close`, with this process however it ends, and with `ray.shutdown()`. Raises TypeError or
+    ValueError for bad arguments, and what `ray.init` raises.
+    """
+
+    def __init__(
+        self,
+        session: str | None = None,
+        *,
+        detached: bool = False,
+        address: str | None = None,
+        runtime_env: dict[str, Any] | None = None,
+        grace: float = 5.0,
+    ) -> None:
+        info = SessionInfo(_session_name(session), grace=check_timeout("grace", grace))
+        if detached:
+            raise NotImplementedError("detached=True is not supported yet: keep the driver running")
+        if runtime_env is not None and not isinstance(runtime_env, dict):
+            raise TypeError(f"runtime_env must be a dict as ray.init takes it, not {type(runtime_env).__name__}")
+        if not ray.is_initialized():
+            ray.init(address=address, log_to_driver=False)
+        self.session = info.name
+        self._closed = False
+        super().__init__(_start(info, runtime_env or {}))
+        _at_exit.add(self)
+
+    def __enter__(self) -> RayProcLauncher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self, grace: float = 10) -> None:
+        """End the session: TERM to every proc, KILL `grace` seconds later, and return when nothing is left.
+
+        Ports resolve with how their procs ended. A second call does nothing. Raises TypeError or ValueError.
+        """
+        grace = check_timeout("grace", grace)
+        if self._closed:
+            return
+        self._closed = True
+        _at_exit.discard(self)
+        if not self._connected():
+            return  # Ray is gone, and the session with it
+        try:
+            ray.get(self._spawner.end_session.remote(grace))
+            self._await_ports()
+        except RayError:
+            pass  # the spawner is gone already, and its agents see to the procs
+        finally:
+            with contextlib.suppress(Exception):
+                ray.kill(self._spawner)
+
+    def logs(
+        self, proc_id: str, stream: str = "stdout", follow: bool = False, tail: int | None = None
+    ) -> Iterator[str]:
+        """The lines that a proc has written to `stream` ("stdout" or "stderr"), without their newlines.
+
+        follow: go on until the proc has ended.  tail: start with the last so many lines. Raises `UnknownProcError`
+        for an id that was never launched, or so long ago that it is forgotten; ValueError for another stream.
+        """
+        proc_id = check_proc_id(proc_id)
+        if stream not in ("stdout", "stderr"):
+            raise ValueError(f'stream must be "stdout" or "stderr", not {stream!r}')
+        if tail is not None and (isinstance(tail, bool) or not isinstance(tail, int) or tail < 0):
+            raise ValueError(f"tail must be None or a number of lines >= 0, not {tail!r}")
+        if ray.get(self._spawner.locate.remote(proc_id)) is None and proc_id not in self._finished:
+            raise UnknownProcError(f"no proc {proc_id!r} in session {self.session}")
+        return lines_of(LogStreams(self._spawner, self.session, [proc_id], (stream,), follow), tail)
+
+    def follow(self, proc_ids: Iterable[str]) -> Iterator[LogChunk]:
+        """What procs write to both streams, as it comes and as bytes, until all of them have ended and all is read.
+
+        One thread and one call per node serve any number of procs.
+        """
+        return iter(LogStreams(self._spawner, self.session, list(proc_ids), ("stdout", "stderr"), True))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise LaunchError("the launcher is closed: make a new RayProcLauncher")
+        super()._check_open()
+
+    def _check_options(self, opts: LaunchOptions) -> LaunchOptions:
+        opts = super()._check_options(opts)
+        asked = [name for name in _NOT_YET if getattr(opts.placement, name)]
+        if asked:
+            raise LaunchError(f"Placement.{asked[0]} is not supported yet: use node_id or label_selector")
+        if opts.proc_bind is not None:
+            raise LaunchError("LaunchOptions.proc_bind is not supported yet: launch through numactl or taskset")
+        return opts
+
+    def _await_ports(self) -> None:
+        """Every answer is on its way; let them arrive before the spawner is killed."""
+        ray.get(self._spawner.drained.remote())
+
+
+def _start(info: SessionInfo, runtime_env: dict[str, Any]) -> Any:
+    """The spawner, on the driver's own node if it is one, at nice 0 like its agents: procs must not starve it."""
+    env_vars = {"RAY_worker_niceness": "0", **runtime_env.get("env_vars", {})}
+    node_id = ray.get_runtime_context().get_node_id()
+    options = {
+        "name": f"spawner-{info.name}",
+        "namespace": NAMESPACE,
+        "runtime_env": {**runtime_env, "env_vars": env_vars},
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=True),
+    }
+    return start_spawner(ClusterSpawner, info, runtime_env, actor_options=options)
+
+
+def _session_name(session: str | None) -> str:
+    if session is None:
+        return uuid.uuid4().hex[:12]
+    if not isinstance(session, str):
+        raise TypeError(f"session must be a str or None, not {type(session).__name__}")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", session):
+        raise ValueError(f"session must be letters, digits, '.', '_' or '-', at most 64, not {session!r}")
+    return session
+
+
+_at_exit: weakref.WeakSet[RayProcLauncher] = weakref.WeakSet()
+
+
+@atexit.register  # after Ray's own registration, so called before it
+def _close_all() -> None:
+    for launcher in list(_at_exit):
+        with contextlib.suppress(Exception):
+            launcher.close()
