@@ -9,11 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 from ray_launcher.node.protocol import FrameReader, ProtocolError, pack
 
 _MAIN = Path(__file__).with_name("main.py")
 _LOG = "supervisor.log"
+#: The environment of a supervisor. With its cookie one that runs inside a proc belongs to that proc's tree.
+_HANDED_DOWN = ("LD_LIBRARY_PATH", "RAY_LAUNCHER_ID")
 
 
 class SupervisorError(Exception):
@@ -23,8 +26,11 @@ class SupervisorError(Exception):
 def make_directory(path: Path) -> None:
     """Create `path` and its parent for this user alone. Raises `SupervisorError` where they are somebody else's."""
     for directory in (path.parent, path):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = directory.lstat()
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = directory.lstat()
+        except OSError as error:
+            raise SupervisorError(f"cannot create the directory {directory}: {error.strerror}") from error
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
             raise SupervisorError(f"{directory} must be a directory of user {os.geteuid()} that nobody else can enter")
 
@@ -40,22 +46,32 @@ def remove_directory(path: Path) -> None:
             return
 
 
-def start(directory: Path, raylet: int, orphan_grace: float, end_grace: float) -> None:
+def start(
+    directory: Path,
+    raylet: int,
+    orphan_grace: float,
+    end_grace: float,
+    *,
+    leftover_grace: float = 2.0,
+    kill_bound: float = 10.0,
+) -> None:
     """Start a supervisor and return once it listens. Does nothing when `directory` has one already.
 
     directory: made by `make_directory`.  raylet: a pid; the supervisor ends when it does; 0 for none.
-    orphan_grace: seconds without an agent after which it ends.  end_grace: seconds from TERM to KILL then.
+    Seconds: orphan_grace without an agent after which it ends; end_grace from TERM to KILL then; leftover_grace from
+    TERM to KILL for what outlives its leader; kill_bound of repeated KILL after which a process is given up.
     Raises `SupervisorError`.
     """
-    command = [sys.executable, "-I", "-S", str(_MAIN), str(directory), str(raylet), str(orphan_grace), str(end_grace)]
-    with open(directory / _LOG, "ab") as log:
+    seconds = (orphan_grace, end_grace, leftover_grace, kill_bound)
+    command = [sys.executable, "-I", "-S", str(_MAIN), str(directory), str(raylet), *map(str, seconds)]
+    with open(directory / _LOG, "ab", opener=lambda name, flags: os.open(name, flags, 0o600)) as log:
         try:
             done = subprocess.run(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env={name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
+                env={name: os.environ[name] for name in _HANDED_DOWN if name in os.environ},
                 cwd="/",
                 start_new_session=True,
                 timeout=30,
@@ -63,7 +79,7 @@ def start(directory: Path, raylet: int, orphan_grace: float, end_grace: float) -
             )
         except (OSError, subprocess.SubprocessError) as error:
             raise SupervisorError(f"cannot start the supervisor: {error}") from error
-    if done.returncode != 3 and not done.stdout.strip():
+    if not done.stdout.strip():  # not the exit status: a Ray worker may ignore SIGCHLD, and then it is always 0
         raise SupervisorError(f"the supervisor did not start: {last_words(directory) or done.returncode}")
 
 
@@ -78,7 +94,7 @@ def last_words(directory: Path) -> str:
 class Client(asyncio.Protocol):
     """One connection to a supervisor, in an asyncio loop.
 
-    `on_frame(verb, fields)` is called for every frame that arrives, `on_lost()` once when the supervisor is gone.
+    `on_frame(verb, fields)` is called for every frame that arrives, `on_lost()` once when the connection has ended.
     """
 
     def __init__(self, on_frame: Callable[[bytes, list[bytes]], None], on_lost: Callable[[], None]) -> None:
@@ -96,9 +112,7 @@ class Client(asyncio.Protocol):
         # By way of the open directory, because a socket's path may have 107 bytes and no more.
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            _, client = await loop.create_unix_connection(
-                lambda: cls(on_frame, on_lost), f"/proc/self/fd/{fd}/socket"
-            )
+            _, client = await loop.create_unix_connection(lambda: cls(on_frame, on_lost), f"/proc/self/fd/{fd}/socket")
         finally:
             os.close(fd)
         client.send(b"hello")
@@ -116,10 +130,11 @@ class Client(asyncio.Protocol):
             self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        """Asyncio's call: the socket is open."""
+        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
+        """Asyncio's call: bytes have arrived."""
         try:
             frames = self._reader.feed(data)
         except ProtocolError:
@@ -129,4 +144,5 @@ class Client(asyncio.Protocol):
             self._on_frame(verb, fields)
 
     def connection_lost(self, _error: Exception | None) -> None:
+        """Asyncio's call: the socket is closed, by whichever side."""
         self._on_lost()

@@ -14,12 +14,13 @@ import time
 
 from ray_launcher.node import process, proctable
 
-#: Seconds of repeated SIGKILL after which the guard leaves what the kernel will not end.
-_KILL_BOUND = 10.0
 
+def fork_guarded(lock: int, kill_bound: float) -> None:
+    """Fork: return in the child, the supervisor to be; the parent stays as its guard and never returns.
 
-def fork_guarded() -> None:
-    """Fork: return in the child, the supervisor to be; the parent stays as its guard and never returns."""
+    lock: the one file descriptor that the guard keeps.  kill_bound: seconds of repeated SIGKILL after which the guard
+    leaves what the kernel will not end.
+    """
     process.become_subreaper()
     guard = os.getpid()
     pid = os.fork()
@@ -29,18 +30,19 @@ def fork_guarded() -> None:
             os._exit(1)
         return
     try:
-        _guard(pid)
+        _guard(pid, lock, kill_bound)
     finally:
         os._exit(0)
 
 
-def _guard(supervisor: int) -> None:
+def _guard(supervisor: int, lock: int, kill_bound: float) -> None:
     process.own_signals(lambda _signum, _frame: None)
-    for fd in (0, 1, 2):
-        os.close(fd)
+    os.setsid()  # what is sent to the supervisor's group must not hit both
+    os.closerange(0, lock)
+    os.closerange(lock + 1, os.sysconf("SC_OPEN_MAX"))  # among them the socket: a dead supervisor's must not answer
     while os.wait()[0] != supervisor:
         pass
-    give_up = time.monotonic() + _KILL_BOUND
+    give_up = time.monotonic() + kill_bound
     while time.monotonic() < give_up:
         for pid in proctable.descendants(os.getpid()):
             found = proctable.stat(pid)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 
 #: Files set aside at the most; more are unlinked.
 _SPARE = 256
@@ -35,9 +36,9 @@ class LogFiles:
     def done(self, path: bytes) -> None:
         """The proc that wrote to `path` is gone: an empty file goes away."""
         try:
-            if os.stat(path).st_size == 0:
+            if os.stat(path, follow_symlinks=False).st_size == 0:
                 self._set_aside(path)
-        except OSError:
+        except (OSError, ValueError):  # it has gone by itself, or never came to be
             pass
 
     def close(self) -> None:
@@ -51,7 +52,7 @@ class LogFiles:
     def _set_aside(self, path: bytes) -> None:
         directory = os.path.dirname(path)
         spare = self._spare.setdefault(directory, [])
-        if len(spare) >= _SPARE or not _nobody_has_open(path):
+        if len(spare) >= _SPARE or not _is_as_new(path):
             os.unlink(path)
             return
         self._made += 1
@@ -60,14 +61,16 @@ class LogFiles:
         spare.append(name)
 
 
-def _nobody_has_open(path: bytes) -> bool:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+def _is_as_new(path: bytes) -> bool:
+    """Whether nobody has the file open, and it is empty, ours alone and has no other name."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        found = os.fstat(fd)  # under the lease: a writer may have come and gone just before
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except OSError:  # somebody has, or the file system has no leases
         return False
     else:
-        return True
+        return found.st_size == 0 and found.st_nlink == 1 and found.st_mode == stat.S_IFREG | 0o600
     finally:
         os.close(fd)

@@ -1,8 +1,9 @@
 """The supervisor's executable, run by path with `python -I -S`: it must not import the package above it, or Ray.
 
-Usage: main.py DIRECTORY RAYLET_PID ORPHAN_GRACE END_GRACE. Takes the lock of DIRECTORY, listens on DIRECTORY/socket,
-leaves its parent (so that nothing which kills a Ray worker's children finds it), becomes guard and supervisor, writes
-its pid to stdout as the sign that it listens, and serves. Exit status 3: DIRECTORY has a supervisor already.
+Usage: main.py DIRECTORY RAYLET_PID ORPHAN_GRACE END_GRACE LEFTOVER_GRACE KILL_BOUND. Takes the lock of DIRECTORY,
+listens on DIRECTORY/socket, leaves its parent (so that nothing which kills a Ray worker's children finds it), becomes
+guard and supervisor, writes its pid to stdout as the sign that it listens, and serves. Where DIRECTORY has a
+supervisor already it says so on stdout instead, and its exit status is 3.
 """
 
 from __future__ import annotations
@@ -13,22 +14,41 @@ import socket
 import sys
 
 
-def _stand_in_packages() -> None:
-    """Make the modules beside this one importable without the packages' own code, which would import Ray."""
-    node = os.path.dirname(os.path.abspath(__file__))
-    for name, path in (("ray_launcher", os.path.dirname(node)), ("ray_launcher.node", node)):
-        package = type(sys)(name)
-        package.__path__ = [path]
-        sys.modules[name] = package
-
-
-def main(directory: str, raylet: str, orphan_grace: str, end_grace: str) -> int:
+def main(directory: str, raylet: str, *seconds: str) -> int:
+    """Become the supervisor of `directory`; returns when it has ended."""
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # no child may inherit what we did
     lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        os.write(1, b"there is one already\n")
         return 3
-    os.chdir(directory)  # a short relative name: a socket's path may have 107 bytes and no more
+    listener = _listen(lock)
+    if os.fork():
+        os._exit(0)
+    _stand_in_packages()
+    from ray_launcher.node.guard import fork_guarded
+    from ray_launcher.node.supervisor import Graces, Supervisor
+
+    graces = Graces(*map(float, seconds))
+    fork_guarded(lock, graces.kill_bound)
+    serving = Supervisor(listener, int(raylet), graces)
+    os.write(1, b"%d\n" % os.getpid())
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1):  # stderr is the agent's file for our last words
+        os.dup2(null, fd)
+    os.close(null)
+    serving.run()
+    try:
+        os.unlink("socket", dir_fd=lock)
+    except FileNotFoundError:
+        pass  # somebody tidied up
+    return 0
+
+
+def _listen(directory: int) -> socket.socket:
+    """Listen on the directory's socket, by a short relative name: a socket's path may have 107 bytes and no more."""
+    os.fchdir(directory)
     if os.path.lexists("socket"):
         os.unlink("socket")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -37,22 +57,16 @@ def main(directory: str, raylet: str, orphan_grace: str, end_grace: str) -> int:
     listener.listen(16)
     listener.setblocking(False)
     os.chdir("/")
-    if os.fork():
-        os._exit(0)
-    _stand_in_packages()
-    from ray_launcher.node.guard import fork_guarded
-    from ray_launcher.node.supervisor import Supervisor
+    return listener
 
-    fork_guarded()
-    serving = Supervisor(listener, int(raylet), float(orphan_grace), float(end_grace))
-    os.write(1, b"%d\n" % os.getpid())
-    null = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1):  # stderr is the agent's file for our last words
-        os.dup2(null, fd)
-    os.close(null)
-    serving.run()
-    os.unlink(os.path.join(directory, "socket"))
-    return 0
+
+def _stand_in_packages() -> None:
+    """Make the modules beside this one importable without the packages' own code, which would import Ray."""
+    node = os.path.dirname(os.path.abspath(__file__))
+    for name, path in (("ray_launcher", os.path.dirname(node)), ("ray_launcher.node", node)):
+        package = type(sys)(name)
+        package.__path__ = [path]
+        sys.modules[name] = package
 
 
 if __name__ == "__main__":

@@ -68,13 +68,17 @@ class Starter:
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._home = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
-    def start(self, spec: Spec, env: dict[bytes, bytes]) -> int:
-        """Return the pid of the program, exec'ed, leader of its own session. Raises `SetupError`."""
+    def start(self, spec: Spec, env: dict[bytes, bytes]) -> tuple[int, int]:
+        """Start the program, exec'ed, leader of its own session. Raises `SetupError`.
+
+        Returns its pid, and where in the file of its stderr its own output begins.
+        """
         opened: list[int] = []
         try:
             stdout = self._output(spec.stdout, opened)
             stderr = self._output(spec.stderr, opened)
-            return self._spawn(spec, env, (self._null, stdout, stderr))
+            begin = os.lseek(stderr, 0, os.SEEK_END) if spec.stderr else 0
+            return self._spawn(spec, env, (self._null, stdout, stderr)), begin
         finally:
             for fd in opened:
                 os.close(fd)
@@ -86,6 +90,8 @@ class Starter:
             fd = self._files.open(path)
         except OSError as error:
             raise SetupError("open", error.errno or 0, path) from None
+        except ValueError:  # a NUL
+            raise SetupError("open", errno.EINVAL, path) from None
         opened.append(fd)
         return fd
 
@@ -98,6 +104,8 @@ class Starter:
             return os.posix_spawn(path, spec.argv, env, file_actions=actions, setsid=True, setsigmask=())
         except OSError as error:
             raise SetupError("exec", error.errno or 0, os.fsencode(error.filename or spec.program)) from None
+        except ValueError:  # a NUL, or a variable without a name
+            raise SetupError("exec", errno.EINVAL, spec.program) from None
         finally:
             if spec.cwd:
                 os.fchdir(self._home)
@@ -126,3 +134,5 @@ def _enter(cwd: bytes) -> None:
         os.chdir(cwd)
     except OSError as error:
         raise SetupError("cwd", error.errno or 0, cwd) from None
+    except ValueError:  # a NUL
+        raise SetupError("cwd", errno.EINVAL, cwd) from None

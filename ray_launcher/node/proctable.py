@@ -9,28 +9,38 @@ COOKIE = b"RAY_LAUNCHER_ID="
 
 
 class Stat:
-    """One line of /proc/PID/stat. `start` (clock ticks since boot) tells a process from a later one with its pid."""
+    """One line of /proc/PID/stat. `start` (clock ticks since boot) tells a process from a later one with its pid.
 
-    __slots__ = ("group", "pid", "ppid", "session", "start", "state")
+    `alive` is False for a zombie, which no signal reaches and which needs no more than reaping. One whose first
+    thread has ended shows as a zombie too, but others of its threads still run.
+    """
 
-    def __init__(self, pid: int, state: str, ppid: int, group: int, session: int, start: int) -> None:
-        self.pid, self.state, self.ppid = pid, state, ppid
-        self.group, self.session, self.start = group, session, start
+    __slots__ = ("alive", "group", "pid", "ppid", "session", "start")
+
+    def __init__(self, pid: int, line: bytes) -> None:
+        # The command name, in parentheses, may hold spaces and parentheses of its own.
+        fields = line[line.rfind(b")") + 2 :].split(b" ", 20)
+        self.pid = pid
+        self.alive = fields[0] not in b"ZX" or int(fields[17]) > 1
+        self.ppid, self.group, self.session = int(fields[1]), int(fields[2]), int(fields[3])
+        self.start = int(fields[19])
 
     @property
-    def alive(self) -> bool:
-        """False for a zombie, which no signal reaches and which needs no more than reaping."""
-        return self.state not in "ZX"
+    def key(self) -> tuple[int, int]:
+        """What no other process has."""
+        return self.pid, self.start
 
 
 def stat(pid: int) -> Stat | None:
     """Read one process; None when it is gone."""
-    data = _read(f"/proc/{pid}/stat")
-    if data is None:
-        return None
-    # The command name, in parentheses, may hold spaces and parentheses of its own.
-    fields = data[data.rfind(b")") + 2 :].split(b" ", 20)
-    return Stat(pid, fields[0].decode(), int(fields[1]), int(fields[2]), int(fields[3]), int(fields[19]))
+    line = _read(f"/proc/{pid}/stat")
+    return Stat(pid, line) if line else None
+
+
+def check() -> None:
+    """Raise OSError where /proc does not tell who a process's children are: no tree could be killed there."""
+    if _read(f"/proc/self/task/{os.getpid()}/children") is None:
+        raise OSError("/proc is not mounted or lacks the children files (kernel option CONFIG_PROC_CHILDREN)")
 
 
 def children(pid: int) -> list[int]:

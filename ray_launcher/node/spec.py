@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ray_launcher.node.protocol import ProtocolError
 
+_TOKEN_BYTES = 1024
+
 
 class Spec:
     """One program to run.
@@ -15,10 +17,11 @@ class Spec:
     stdout, stderr: files to create and append to; b"" discards.  tail_lines: how much of stderr to report.
     """
 
-    __slots__ = ("token", "program", "argv", "cwd", "environ", "unset", "inherit", "stdout", "stderr", "tail_lines")
+    __slots__ = ("argv", "cwd", "environ", "inherit", "program", "stderr", "stdout", "tail_lines", "token", "unset")
 
     def __init__(
         self,
+        *,
         token: bytes,
         program: bytes,
         argv: list[bytes],
@@ -54,6 +57,8 @@ class Spec:
             n_argv, n_environ, n_unset, inherit, tail_lines = map(int, counts.split())
         except ValueError as error:
             raise ProtocolError("a launch that lacks fields") from error
+        if not 0 < len(token) <= _TOKEN_BYTES:
+            raise ProtocolError("a launch without a usable token")
         if min(n_argv - 1, n_environ, n_unset, tail_lines) < 0 or len(fields) != 6 + n_argv + n_environ + n_unset:
             raise ProtocolError("a launch whose counts do not add up")
         environ = fields[6 + n_argv : 6 + n_argv + n_environ]
@@ -78,4 +83,5 @@ class Spec:
         for name in self.unset:
             env.pop(name, None)
         env.update(item.split(b"=", 1) for item in self.environ)  # type: ignore[misc]  # pairs, as checked above
+        env.pop(b"", None)  # "=VALUE" can be inherited but not handed on
         return env

@@ -1,0 +1,118 @@
+"""Whose is it: which processes belong to a proc's tree.
+
+Every descendant of a leader is a descendant of the supervisor, which is a child subreaper: a process whose parent
+has gone becomes the supervisor's own child, a *stray*. So a proc's tree is its leader and the strays that are its
+own, each with all descendants. A stray tells whose it is by its session, by the launch's cookie in its environment,
+or by the ancestry last sampled.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from ray_launcher.node import proctable
+from ray_launcher.node.proctable import Stat
+from ray_launcher.node.spec import Spec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ray_launcher.node.timers import Timer
+
+
+class Proc:
+    """One launch, from its exec until nothing of its tree is left. Keeps nothing of its argv and environment."""
+
+    __slots__ = (
+        "exited",
+        "given_up",
+        "kill_at",
+        "kill_until",
+        "outputs",
+        "pid",
+        "started",
+        "stderr_begin",
+        "tail_lines",
+        "termed",
+        "timer",
+        "token",
+    )
+
+    def __init__(self, spec: Spec, pid: int, stderr_begin: int = 0) -> None:
+        self.token = spec.token
+        self.outputs = (spec.stdout, spec.stderr)
+        self.stderr_begin = stderr_begin
+        self.tail_lines = spec.tail_lines
+        self.pid = pid
+        self.started = time.time()
+        self.exited = False  # the leader has been reaped
+        self.termed = False
+        self.given_up = False  # its leader outlived SIGKILL and has been reported
+        self.kill_at = float("inf")  # when TERM turns into KILL
+        self.kill_until = float("inf")  # when repeating KILL is given up
+        self.timer: Timer | None = None  # the only one: escalation, then repetition
+
+
+class Kinship:
+    """Tells whose a process is. Leaders and strays are ours until we reap them, so their pids cannot be another's."""
+
+    def __init__(self) -> None:
+        self.leaders: dict[int, Proc] = {}  # by pid, until reaped
+        self._by_token: dict[bytes, Proc] = {}  # until nothing of the tree is left
+        self._by_session: dict[int, Proc] = {}
+        self._sampled: dict[tuple[int, int], Proc] = {}  # by pid and start time
+
+    def add(self, proc: Proc) -> None:
+        """A leader has been started."""
+        self.leaders[proc.pid] = self._by_token[proc.token] = self._by_session[proc.pid] = proc
+
+    def remove(self, proc: Proc) -> None:
+        """Nothing of its tree is left, or nothing that can be helped."""
+        self._by_token.pop(proc.token, None)
+        if self._by_session.get(proc.pid) is proc:  # not a later one with its pid
+            del self._by_session[proc.pid]
+
+    def __contains__(self, token: bytes) -> bool:
+        return token in self._by_token
+
+    def procs(self) -> list[Proc]:
+        """Those of which something is left."""
+        return list(self._by_token.values())
+
+    def strays(self) -> list[Stat]:
+        """Our children that are no leaders, zombies left out."""
+        found = (proctable.stat(pid) for pid in proctable.children(os.getpid()) if pid not in self.leaders)
+        return [stat for stat in found if stat is not None and stat.alive]
+
+    def strays_by_owner(self) -> dict[Proc | None, list[Stat]]:
+        """All strays; nobody's under None."""
+        owned: dict[Proc | None, list[Stat]] = {}
+        for stray in self.strays():
+            owned.setdefault(self.owner(stray), []).append(stray)
+        return owned
+
+    def owner(self, stray: Stat) -> Proc | None:
+        """Whose stray it is; None when nothing tells, or nothing else of that proc is known any more."""
+        proc = self._by_session.get(stray.session)
+        if proc is None:
+            cookie = proctable.cookie(stray.pid)
+            proc = self._by_token.get(cookie.rsplit(b"/", 1)[-1]) if cookie is not None else None
+        if proc is None:
+            proc = self._sampled.get(stray.key)
+        return proc if proc is not None and proc.token in self._by_token else None
+
+    def sample(self) -> None:
+        """Note who descends from whom, for the day when a process has neither parent, session nor cookie."""
+        table = proctable.snapshot()
+        below: dict[int, list[Stat]] = {}
+        for stat in table.values():
+            below.setdefault(stat.ppid, []).append(stat)
+        sampled: dict[tuple[int, int], Proc] = {}
+        for child in below.get(os.getpid(), ()):
+            proc = self.leaders.get(child.pid) or self.owner(child)
+            if proc is not None:
+                family = [child]
+                for member in family:  # grows while it is walked
+                    sampled[member.key] = proc
+                    family.extend(below.get(member.pid, ()))
+        self._sampled = sampled
