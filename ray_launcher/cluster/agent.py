@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import pickle
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from ray_launcher.node.spec import Spec
 
 _logger = logging.getLogger(__name__)
 
+#: Seconds for which the answer to launches waits for their ends.
+HOLD = 0.003
+
 
 class Agent:
     """One per node and session. A detached actor: it leaves by itself when the spawner is gone for good."""
@@ -36,36 +40,45 @@ class Agent:
         node_id = ray.get_runtime_context().get_node_id()
         user = Path(tempfile.gettempdir()) / f"ray-launcher-{os.geteuid()}"
         self._directory = user / f"{session.name}-{node_id[:16]}"
+        self._cwd = str(Path.cwd())
         self._client: Client | None = None
         self._starting = asyncio.Lock()
         self._live: set[str] = set()
         self._exits: list[Exit] = []
-        self._local = 0  # numbers of reports that the supervisor has no part in count down from here
+        self._delivered = 0
         self._news = asyncio.Event()
+        self._held: set[str] = set()  # launches that the answer to `post` waits for
+        self._holding: asyncio.Future[None] | None = None
         self._gone = asyncio.Event()  # the supervisor
         self._watching = asyncio.ensure_future(self._watch())
 
     # -- for the spawner ------------------------------------------------------------------------------------------
 
-    async def post(self, messages: list[Launch | Request]) -> None:
-        """Take messages on, in order. Calls must not overlap: the next one is sent when this has returned."""
-        supervisor = await self._supervisor()
-        for message in messages:
-            if isinstance(message, Launch):
-                self._launch(supervisor, message)
-            elif message.timeout is None:
-                supervisor.send(b"kill", message.token.encode())
-            else:
-                supervisor.send(b"terminate", message.token.encode(), b"%r" % message.timeout)
+    async def post(self, messages: bytes, delivered: int) -> bytes:
+        """Take a pickled list of messages on, in order; returns a pickled list of exits, as `poll` does.
 
-    async def poll(self, delivered: int) -> list[Exit]:
-        """Wait for exits and return them; those up to number `delivered` are known to have arrived."""
-        if delivered and self._client is not None:
-            self._client.send(b"ack", b"%d" % delivered)
-        await self._news.wait()
-        self._news.clear()
-        exits, self._exits = self._exits, []
-        return exits
+        Calls must not overlap. The answer waits a moment for the ends of what was launched: a short proc then costs
+        one call instead of two, and under load the messages that come meanwhile share the next one.
+        """
+        self._acknowledge(delivered)
+        batch: list[Launch | Request] = pickle.loads(messages)  # noqa: S301  # from our own spawner
+        await self._hand_on(batch)
+        fresh = {message.token for message in batch if isinstance(message, Launch)} & self._live
+        if fresh:
+            self._held, self._holding = fresh, asyncio.get_running_loop().create_future()
+            timer = asyncio.get_running_loop().call_later(HOLD, self._release)
+            await self._holding
+            timer.cancel()
+            self._holding = None
+        return self._collect()
+
+    async def poll(self, delivered: int) -> bytes:
+        """Wait for exits and return them, pickled; those up to number `delivered` are known to have arrived."""
+        self._acknowledge(delivered)
+        while not self._exits or self._holding is not None:
+            self._news.clear()
+            await self._news.wait()
+        return self._collect()
 
     async def read(self, wants: dict[str, int], live: set[str]) -> dict[str, tuple[bytes, bool]]:
         """New bytes of log files, see `follow.read_logs`; `wants` is {file name: offset}, `live` tokens end a wait."""
@@ -83,7 +96,46 @@ class Agent:
         """Facts for diagnostics: pid, and where things are."""
         return {"pid": os.getpid(), "directory": str(self._directory), "logs": str(self._logs)}
 
+    # -- exits ----------------------------------------------------------------------------------------------------
+
+    def _acknowledge(self, delivered: int) -> None:
+        if delivered > self._delivered and self._client is not None:
+            self._delivered = delivered
+            self._client.send(b"ack", b"%d" % delivered)
+
+    def _collect(self) -> bytes:
+        exits, self._exits = self._exits, []
+        return pickle.dumps(exits)
+
+    def _exited(self, exit_: Exit) -> None:
+        self._live.discard(exit_.token)
+        self._exits.append(exit_)
+        self._held.discard(exit_.token)
+        if self._holding is None:
+            self._news.set()
+        elif not self._held:
+            self._release()
+
+    def _release(self) -> None:
+        if self._holding is not None and not self._holding.done():
+            self._holding.set_result(None)
+
     # -- the supervisor -------------------------------------------------------------------------------------------
+
+    async def _hand_on(self, batch: list[Launch | Request]) -> None:
+        try:
+            supervisor = await self._supervisor()
+        except (client.SupervisorError, OSError) as error:
+            for message in batch:
+                self._exited(Exit(0, message.token, _failed(f"no supervisor on the node: {error}")))
+            return
+        for message in batch:
+            if isinstance(message, Launch):
+                self._launch(supervisor, message)
+            elif message.timeout is None:
+                supervisor.send(b"kill", message.token.encode())
+            else:
+                supervisor.send(b"terminate", message.token.encode(), b"%r" % message.timeout)
 
     async def _supervisor(self) -> Client:
         async with self._starting:
@@ -109,7 +161,7 @@ class Agent:
                 token=token.encode(),
                 program=os.fsencode(opts.program),
                 argv=[os.fsencode(opts.program if opts.arg0 is None else opts.arg0), *map(os.fsencode, opts.args)],
-                cwd=os.fsencode(opts.cwd or ""),
+                cwd=os.fsencode(opts.cwd or self._cwd),
                 environ=additions(opts, f"{self._session.name}/{token}"),
                 unset=removals(base, opts.env_remove) if opts.env_remove else [],
                 inherit=opts.inherit_env,
@@ -133,18 +185,13 @@ class Agent:
         elif verb == b"note":
             _logger.warning("%s", fields[0].decode(errors="replace"))
 
-    def _exited(self, exit_: Exit) -> None:
-        self._live.discard(exit_.token)
-        self._exits.append(exit_)
-        self._news.set()
-
     def _on_lost(self) -> None:
         """Its guard has killed what it left, or is at it: whoever holds the directory's lock is not done yet."""
         self._gone.set()
         words = client.last_words(self._directory)
         reason = "the node's supervisor was lost, and the proc with it" + (f": {words}" if words else "")
         for token in list(self._live):
-            self._exited(Exit(0, token, ExitReport(None, None, False, reason, ())))
+            self._exited(Exit(0, token, _failed(reason)))
 
     # -- the end --------------------------------------------------------------------------------------------------
 
@@ -163,6 +210,10 @@ def _ray_node() -> Any:
     from ray._private import worker  # noqa: PLC0415  # private: kept to this place
 
     return worker._global_node  # noqa: SLF001
+
+
+def _failed(reason: str) -> ExitReport:
+    return ExitReport(None, None, False, reason, ())
 
 
 def _exit(fields: list[bytes]) -> Exit:

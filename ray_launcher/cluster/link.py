@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +34,7 @@ class Link:
         self.launches: set[str] = set()  # tokens without an exit
         self._on_exit = on_exit
         self._on_lost = on_lost
+        self._delivered = 0
         self._outbox: list[Launch | Request] = []
         self._mail = asyncio.Event()
         self.agent: Any = start_agent(session, node, agent_env)
@@ -51,8 +54,8 @@ class Link:
         """End every proc of the node and the agent; returns when nothing of them is left."""
         try:
             await self.agent.end.remote(grace)
-            for exit_ in await asyncio.wait_for(self.agent.poll.remote(0), 1.0) if self.launches else ():
-                self._exited(exit_)
+            if self.launches:
+                self._take(await asyncio.wait_for(self.agent.poll.remote(0), 1.0))
         except (RayError, asyncio.TimeoutError):
             pass  # it is gone, and its supervisor sees to the procs
         for task in self._tasks:
@@ -70,14 +73,16 @@ class Link:
             await self._mail.wait()
             self._mail.clear()
             batch, self._outbox = self._outbox, []
-            await self.agent.post.remote(batch)
+            self._take(await self.agent.post.remote(pickle.dumps(batch), self._delivered))
 
     async def _poll(self) -> None:
-        delivered = 0
         while True:
-            for exit_ in await self.agent.poll.remote(delivered):
-                delivered = max(delivered, exit_.sequence)
-                self._exited(exit_)
+            self._take(await self.agent.poll.remote(self._delivered))
+
+    def _take(self, exits: bytes) -> None:
+        for exit_ in pickle.loads(exits):  # noqa: S301  # from our own agent
+            self._delivered = max(self._delivered, exit_.sequence)
+            self._exited(exit_)
 
     async def _run(self, loop: Callable[[], Any]) -> None:
         try:
@@ -110,7 +115,7 @@ def start_agent(session: SessionInfo, node: Node, runtime_env: dict[str, Any]) -
     return (
         ray.remote(Agent)
         .options(
-            name=f"agent-{session.name}-{node.node_id}",
+            name=f"agent-{session.name}-{node.node_id[:16]}-{uuid.uuid4().hex[:8]}",
             namespace=NAMESPACE,
             lifetime="detached",
             num_cpus=0,
