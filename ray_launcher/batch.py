@@ -24,7 +24,9 @@ class Batch:
 
     def send(self, payload: bytes) -> None:
         """Submit the one message, and resolve the ports as the answers come."""
-        stream = self._spawner.serve_batch.options(num_returns="streaming").remote(self._launcher, self._number, payload)
+        stream = self._spawner.serve_batch.options(num_returns="streaming").remote(
+            self._launcher, self._number, payload
+        )
         _streams.run(self._receive(stream))
 
     async def _receive(self, stream: Any) -> None:
@@ -48,10 +50,11 @@ class Batch:
             reported, value = True, error
         settle(source.result, result_of_report(value) if reported else result_of_error(value))
 
-    def _attach(self, source: Source) -> ObjectRef:
+    def _attach(self, source: Source) -> ObjectRef[Any]:
         """A task of the spawner's own with this outcome: for those who need a ref after all."""
         index = self._sources.index(source)
-        return self._spawner.serve_attach.remote(self._launcher, self._number, index, source.raw)
+        ref: ObjectRef[Any] = self._spawner.serve_attach.remote(self._launcher, self._number, index, source.raw)
+        return ref
 
 
 class _Streams:

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import cloudpickle
+from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError
 
@@ -67,7 +68,7 @@ class ProcLauncher(ABC):
 class ActorProcLauncher(ProcLauncher):
     """Launches procs through a spawner actor. Safe to use from several threads."""
 
-    def __init__(self, spawner: ActorHandle) -> None:
+    def __init__(self, spawner: ActorHandle[Any]) -> None:
         """`spawner` is the handle of a `ProcSpawner` actor: see `start_spawner`."""
         if not isinstance(spawner, ActorHandle):
             raise TypeError(f"spawner must be an actor handle, from start_spawner(...), not {spawner!r}")
@@ -144,6 +145,13 @@ class ActorProcLauncher(ProcLauncher):
     def _connected(self) -> bool:
         """Checked before everything that is sent: without a connection, Ray would start a cluster of its own."""
         return bool(self._connection) and connection() == self._connection
+
+    def _ask(self, method: str, *args: object) -> ObjectRef[Any]:
+        """Call a method of a spawner that has more of them; it gets (our id, number) first, for `in_turn`."""
+        with self._lock:
+            _, number, _ = self._next_key()
+        ref: ObjectRef[Any] = getattr(self._spawner, method).remote(self._id, number, *args)
+        return ref
 
     # -- messages and their order ---------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import ray
@@ -41,11 +41,11 @@ class LogStreams:
     """
 
     def __init__(
-        self, spawner: Any, session: str, proc_ids: Iterable[str], streams: tuple[str, ...], follow: bool
+        self, session: str, locations: Mapping[str, ObjectRef[Any]], streams: tuple[str, ...], follow: bool
     ) -> None:
-        self._spawner, self._session, self._streams, self._follow = spawner, session, streams, follow
-        self._locating: dict[ObjectRef, str] = {spawner.locate.remote(proc_id): proc_id for proc_id in proc_ids}
-        self._reading: dict[ObjectRef, dict[str, _File]] = {}
+        self._session, self._streams, self._follow = session, streams, follow
+        self._locating: dict[ObjectRef[Any], str] = {ref: proc_id for proc_id, ref in locations.items()}
+        self._reading: dict[ObjectRef[Any], dict[str, _File]] = {}
 
     def __iter__(self) -> Iterator[LogChunk]:
         while self._locating or self._reading:
@@ -57,7 +57,7 @@ class LogStreams:
                     self._locating.pop(ref, None)
                     self._reading.pop(ref, None)
 
-    def _take(self, ref: ObjectRef, value: Any) -> Iterator[LogChunk]:
+    def _take(self, ref: ObjectRef[Any], value: Any) -> Iterator[LogChunk]:
         if ref in self._locating:
             proc_id = self._locating.pop(ref)
             if value is not None:

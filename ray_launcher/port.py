@@ -31,7 +31,7 @@ class ExitPort:
     Can be pickled into other tasks and actors of the cluster. No thread waits for it.
     """
 
-    def __init__(self, ref: ObjectRef | None, source: Source | None = None) -> None:
+    def __init__(self, ref: ObjectRef[Any] | None, source: Source | None = None) -> None:
         """For launchers: `ref` is the spawner task's own, or None where `source` can make one on demand."""
         self._ref = ref
         self._source = source
@@ -39,8 +39,8 @@ class ExitPort:
         self._result: Future[ProcExitResult] | None = None if source is None else source.result
 
     @property
-    def ref(self) -> ObjectRef:
-        """The spawner task's ObjectRef, for `ray.wait` and as an argument: `ray.get` gives its raw report, or raises."""
+    def ref(self) -> ObjectRef[Any]:
+        """The spawner task's ObjectRef, for `ray.wait` or as an argument: `ray.get` gives the raw report, or raises."""
         with self._lock:
             if self._ref is None:
                 assert self._source is not None  # noqa: S101  # see __init__
@@ -69,7 +69,7 @@ class ExitPort:
     def __await__(self) -> Generator[Any, None, ProcExitResult]:
         return asyncio.wrap_future(self._future()).__await__()
 
-    def __reduce__(self) -> tuple[type[ExitPort], tuple[ObjectRef]]:
+    def __reduce__(self) -> tuple[type[ExitPort], tuple[ObjectRef[Any]]]:
         return ExitPort, (self.ref,)
 
     def __repr__(self) -> str:
@@ -95,12 +95,12 @@ class ExitPort:
 class Source:
     """Where the port of a batched launch gets its result, and its ref if anybody asks for one."""
 
-    def __init__(self, make_ref: Callable[[Source], ObjectRef]) -> None:
+    def __init__(self, make_ref: Callable[[Source], ObjectRef[Any]]) -> None:
         self.result: Future[ProcExitResult] = new_result()
         self.raw: bytes | None = None  # the pickled outcome, once there
         self._make_ref = make_ref
 
-    def make_ref(self) -> ObjectRef:
+    def make_ref(self) -> ObjectRef[Any]:
         """A spawner task that answers with this launch's raw report."""
         return self._make_ref(self)
 
@@ -113,7 +113,7 @@ def new_result() -> Future[ProcExitResult]:
     return result
 
 
-def watch(ref: ObjectRef) -> Future[ProcExitResult]:
+def watch(ref: ObjectRef[Any]) -> Future[ProcExitResult]:
     """The result that `ref` will give; resolved in Ray's own thread, without one of ours."""
     result = new_result()
     ref.future().add_done_callback(lambda raw: settle(result, result_of_future(raw)))
@@ -204,7 +204,7 @@ class _OpenResults:
 
 
 def connection() -> str:
-    """This process's connection to a cluster; another one after a shutdown and a new init."""
+    """The connection of this process to a cluster; another one after a shutdown and a new init."""
     return ray.get_runtime_context().get_worker_id() if ray.is_initialized() else ""
 
 

@@ -9,7 +9,7 @@ import uuid
 import weakref
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayError
@@ -22,6 +22,9 @@ from ray_launcher.launcher import ActorProcLauncher
 from ray_launcher.logs import LogChunk, LogStreams, lines_of
 from ray_launcher.options import LaunchOptions, check_proc_id, check_timeout
 from ray_launcher.spawner import start_spawner
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _NOT_YET = ("num_cpus", "num_gpus", "memory", "resources")
 
@@ -61,7 +64,7 @@ class RayProcLauncher(ActorProcLauncher):
         super().__init__(_start(info, runtime_env or {}))
         _at_exit.add(self)
 
-    def __enter__(self) -> RayProcLauncher:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -101,18 +104,21 @@ class RayProcLauncher(ActorProcLauncher):
         proc_id = check_proc_id(proc_id)
         if stream not in ("stdout", "stderr"):
             raise ValueError(f'stream must be "stdout" or "stderr", not {stream!r}')
-        if tail is not None and (isinstance(tail, bool) or not isinstance(tail, int) or tail < 0):
-            raise ValueError(f"tail must be None or a number of lines >= 0, not {tail!r}")
-        if ray.get(self._spawner.locate.remote(proc_id)) is None and proc_id not in self._finished:
+        _check_tail(tail)
+        self._check_open()
+        location = self._ask("locate", proc_id)
+        if ray.get(location) is None and proc_id not in self._finished:
             raise UnknownProcError(f"no proc {proc_id!r} in session {self.session}")
-        return lines_of(LogStreams(self._spawner, self.session, [proc_id], (stream,), follow), tail)
+        return lines_of(LogStreams(self.session, {proc_id: location}, (stream,), follow), tail)
 
     def follow(self, proc_ids: Iterable[str]) -> Iterator[LogChunk]:
         """What procs write to both streams, as it comes and as bytes, until all of them have ended and all is read.
 
         One thread and one call per node serve any number of procs.
         """
-        return iter(LogStreams(self._spawner, self.session, list(proc_ids), ("stdout", "stderr"), True))
+        self._check_open()
+        locations = {proc_id: self._ask("locate", proc_id) for proc_id in proc_ids}
+        return iter(LogStreams(self.session, locations, ("stdout", "stderr"), True))
 
     def _check_open(self) -> None:
         if self._closed:
@@ -144,6 +150,11 @@ def _start(info: SessionInfo, runtime_env: dict[str, Any]) -> Any:
         "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=True),
     }
     return start_spawner(ClusterSpawner, info, runtime_env, actor_options=options)
+
+
+def _check_tail(tail: object) -> None:
+    if tail is not None and (isinstance(tail, bool) or not isinstance(tail, int) or tail < 0):
+        raise ValueError(f"tail must be None or a number of lines >= 0, not {tail!r}")
 
 
 def _session_name(session: str | None) -> str:

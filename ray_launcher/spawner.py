@@ -118,6 +118,12 @@ class ProcSpawner(ABC):
         else:
             await self.terminate(proc_id, timeout)
 
+    async def in_turn(self, launcher: str, number: int) -> None:
+        """For a subclass's own messages to itself: returns when every earlier message of `launcher` has begun."""
+        turns = _desk(self).turns
+        await turns.wait(launcher, number)
+        turns.done(launcher, number)
+
     async def serve_skip(self, launcher: str, number: int) -> None:
         """Message `number` was cancelled on its way and will never come."""
         _desk(self).turns.done(launcher, number)
@@ -217,19 +223,20 @@ async def _leave() -> None:
 
 def start_spawner(
     spawner_cls: type[ProcSpawner], /, *args: Any, actor_options: dict[str, Any] | None = None, **kwargs: Any
-) -> ActorHandle:
+) -> ActorHandle[Any]:
     """Put a spawner on the cluster and return its actor's handle, for `ActorProcLauncher`.
 
     The actor costs no CPU (`num_cpus=0`), serves any number of procs at once, and is neither restarted nor retried:
     pass `actor_options={"max_restarts": ..., "max_task_retries": ...}` for a spawner that recovers what it ran.
     `args` and `kwargs` go to the class. Raises TypeError for anything but a concrete `ProcSpawner` subclass.
     """
-    if not (isinstance(spawner_cls, type) and issubclass(spawner_cls, ProcSpawner)):
+    given: object = spawner_cls
+    if not (isinstance(given, type) and issubclass(given, ProcSpawner)):
         raise TypeError(f"spawner_cls must be a subclass of ray_launcher.ProcSpawner, not {spawner_cls!r}")
     if inspect.isabstract(spawner_cls):
         missing = ", ".join(sorted(spawner_cls.__abstractmethods__))
         raise TypeError(f"spawner_cls {spawner_cls.__qualname__} must define {missing}")
     options = {"num_cpus": 0, "max_concurrency": MAX_CONCURRENCY, "max_restarts": 0, **(actor_options or {})}
-    return ray.remote(spawner_cls).options(**options).remote(*args, **kwargs)
-
-
+    actor: Any = ray.remote(spawner_cls).options(**options)
+    handle: ActorHandle[Any] = actor.remote(*args, **kwargs)
+    return handle

@@ -19,6 +19,7 @@ from ray_launcher.cluster.wire import Exit, Launch, Request, SessionInfo, log_na
 from ray_launcher.exits import ExitReport
 from ray_launcher.node import client
 from ray_launcher.node.client import Client
+from ray_launcher.node.mopup import mop_up
 from ray_launcher.node.protocol import ProtocolError
 from ray_launcher.node.spec import Spec
 
@@ -26,16 +27,20 @@ _logger = logging.getLogger(__name__)
 
 #: Seconds for which the answer to launches waits for their ends.
 HOLD = 0.003
+#: Seconds for what a lost supervisor leaves to be gone; longer than the guard goes on killing.
+MOP_UP = 12.0
 
 
 class Agent:
     """One per node and session. A detached actor: it leaves by itself when the spawner is gone for good."""
 
-    def __init__(self, session: SessionInfo, spawner: ActorHandle) -> None:
+    def __init__(self, session: SessionInfo, spawner: ActorHandle[Any]) -> None:
         self._session = session
         self._spawner: Any = spawner
         self._raylet = int(os.environ.get("RAY_RAYLET_PID") or os.getppid())
-        self._base = base_environ(os.environb, raylet_environ(self._raylet))
+        self._raylet_environ = raylet_environ(self._raylet)
+        asked = ray.get_runtime_context().runtime_env.get("env_vars") or {}
+        self._base = base_environ(os.environb, self._raylet_environ, asked)
         self._logs = Path(_ray_node().get_logs_dir_path())
         node_id = ray.get_runtime_context().get_node_id()
         user = Path(tempfile.gettempdir()) / f"ray-launcher-{os.geteuid()}"
@@ -49,7 +54,8 @@ class Agent:
         self._news = asyncio.Event()
         self._held: set[str] = set()  # launches that the answer to `post` waits for
         self._holding: asyncio.Future[None] | None = None
-        self._gone = asyncio.Event()  # the supervisor
+        self._gone = asyncio.Event()  # the supervisor, its guard, and all that was theirs
+        self._mopping: asyncio.Future[None] | None = None
         self._watching = asyncio.ensure_future(self._watch())
 
     # -- for the spawner ------------------------------------------------------------------------------------------
@@ -90,7 +96,6 @@ class Agent:
         if self._client is not None:
             self._client.send(b"stop", b"%r" % float(grace))
             await self._gone.wait()
-        client.remove_directory(self._directory)
 
     async def info(self) -> dict[str, Any]:
         """Facts for diagnostics: pid, and where things are."""
@@ -139,12 +144,15 @@ class Agent:
 
     async def _supervisor(self) -> Client:
         async with self._starting:
+            if self._mopping is not None:
+                await self._mopping
             if self._client is None or self._gone.is_set():
                 self._client = await self._start()
             return self._client
 
     async def _start(self) -> Client:
         self._gone.clear()
+        self._mopping = None
         client.make_directory(self._directory)
         arguments = (self._directory, self._raylet, self._session.orphan_grace, self._session.grace)
         await asyncio.get_running_loop().run_in_executor(None, client.start, *arguments)
@@ -162,7 +170,7 @@ class Agent:
                 program=os.fsencode(opts.program),
                 argv=[os.fsencode(opts.program if opts.arg0 is None else opts.arg0), *map(os.fsencode, opts.args)],
                 cwd=os.fsencode(opts.cwd or self._cwd),
-                environ=additions(opts, f"{self._session.name}/{token}"),
+                environ=additions(opts, self._cookie(token), self._raylet_environ),
                 unset=removals(base, opts.env_remove) if opts.env_remove else [],
                 inherit=opts.inherit_env,
                 stdout=self._log(message, "stdout"),
@@ -186,12 +194,24 @@ class Agent:
             _logger.warning("%s", fields[0].decode(errors="replace"))
 
     def _on_lost(self) -> None:
-        """Its guard has killed what it left, or is at it: whoever holds the directory's lock is not done yet."""
-        self._gone.set()
+        self._mopping = asyncio.ensure_future(self._mop_up())
+
+    async def _mop_up(self) -> None:
+        """The supervisor is gone. Its guard kills what it left; if that was killed too, it is up to us."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, client.wait_until_free, self._directory, MOP_UP)
+        if self._live:
+            cookies = {self._cookie(token).encode() for token in self._live}
+            await loop.run_in_executor(None, mop_up, cookies, MOP_UP)
         words = client.last_words(self._directory)
         reason = "the node's supervisor was lost, and the proc with it" + (f": {words}" if words else "")
         for token in list(self._live):
             self._exited(Exit(0, token, _failed(reason)))
+        client.remove_directory(self._directory)
+        self._gone.set()
+
+    def _cookie(self, token: str) -> str:
+        return f"{self._session.name}/{token}"
 
     # -- the end --------------------------------------------------------------------------------------------------
 

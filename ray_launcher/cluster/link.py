@@ -8,10 +8,10 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-import ray
 from ray_launcher.cluster.agent import Agent
 from ray_launcher.cluster.nodes import Node
 from ray_launcher.cluster.wire import NAMESPACE, Exit, Launch, Request, SessionInfo

@@ -74,7 +74,9 @@ class Nodes:
                 return node
             if placement.node_id is not None and placement.node_id not in self._nodes:
                 known = ", ".join(map(str, self._nodes.values())) or "none"
-                raise NoSuchNodeError(f"no living node has the id {placement.node_id!r}; the cluster's nodes are {known}")
+                raise NoSuchNodeError(
+                    f"no living node has the id {placement.node_id!r}; the cluster's nodes are {known}"
+                )
             if self._clock() >= deadline:
                 wanted = dict(placement.label_selector)
                 raise NoFittingNodeError(f"no node with the labels {wanted} within {placement.timeout:g} s")
@@ -106,7 +108,7 @@ def living_nodes() -> list[Node]:
     """Ask Ray. Blocks for a few milliseconds."""
     return [
         Node(node["NodeID"], node["NodeManagerAddress"], node.get("Labels") or {}, node["Resources"].get("CPU", 0.0))
-        for node in ray.nodes()
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
         if node["Alive"]
     ]
 

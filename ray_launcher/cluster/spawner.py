@@ -85,8 +85,9 @@ class ClusterSpawner(ProcSpawner):
             await asyncio.wait([proc.end for proc in self._procs.values()])
             await asyncio.sleep(0)
 
-    async def locate(self, proc_id: str) -> tuple[Any, str] | None:
+    async def locate(self, launcher: str, number: int, proc_id: str) -> tuple[Any, str] | None:
         """(the agent of its node, its token); waits until a node is chosen. None: unknown, or never placed."""
+        await self.in_turn(launcher, number)
         proc = self._procs.get(proc_id)
         if proc is not None:
             waiting = asyncio.ensure_future(proc.placed.wait())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -81,6 +83,26 @@ def start(
             raise SupervisorError(f"cannot start the supervisor: {error}") from error
     if not done.stdout.strip():  # not the exit status: a Ray worker may ignore SIGCHLD, and then it is always 0
         raise SupervisorError(f"the supervisor did not start: {last_words(directory) or done.returncode}")
+
+
+def wait_until_free(directory: Path, timeout: float) -> bool:
+    """Wait until neither a supervisor nor its guard is left in `directory`, at most `timeout` seconds; True if so."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:  # the guard took it with it
+            return True
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.005)  # the lock has no way to be waited for with a deadline
+        else:
+            return True
+        finally:
+            os.close(fd)
 
 
 def last_words(directory: Path) -> str:

@@ -3,7 +3,7 @@
 It is a child subreaper, so everything below a dead supervisor becomes its own: leaders, grandchildren, and whatever
 escaped with setsid or a double fork. A parent-death signal would reach the leaders only. The other way round, the
 supervisor takes the guard's death as the order to stop. Whoever holds the directory's lock is one of the two: once
-it is free, nothing of theirs is left.
+it is free, nothing of theirs is left. The guard, the last to leave, takes the directory with it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import time
 from ray_launcher.node import process, proctable
 
 
-def fork_guarded(lock: int, kill_bound: float) -> None:
+def fork_guarded(directory: str, lock: int, kill_bound: float) -> None:
     """Fork: return in the child, the supervisor to be; the parent stays as its guard and never returns.
 
-    lock: the one file descriptor that the guard keeps.  kill_bound: seconds of repeated SIGKILL after which the guard
-    leaves what the kernel will not end.
+    directory: the supervisor's, to be removed at the end.  lock: the one file descriptor that the guard keeps.
+    kill_bound: seconds of repeated SIGKILL after which the guard leaves what the kernel will not end.
     """
     process.become_subreaper()
     guard = os.getpid()
@@ -31,6 +31,7 @@ def fork_guarded(lock: int, kill_bound: float) -> None:
         return
     try:
         _guard(pid, lock, kill_bound)
+        _remove(directory, lock)
     finally:
         os._exit(0)
 
@@ -54,3 +55,18 @@ def _guard(supervisor: int, lock: int, kill_bound: float) -> None:
         except ChildProcessError:
             return
         time.sleep(0.001)  # the kernel takes a moment to carry a SIGKILL out
+
+
+def _remove(directory: str, lock: int) -> None:
+    """Remove the directory and, when it was the last, its parent; but not what a supervisor said as it crashed."""
+    try:
+        os.unlink("socket", dir_fd=lock)
+    except OSError:
+        pass
+    try:
+        if os.stat("supervisor.log", dir_fd=lock).st_size == 0:
+            os.unlink("supervisor.log", dir_fd=lock)
+        os.rmdir(directory)
+        os.rmdir(os.path.dirname(directory))
+    except OSError:
+        pass  # last words, other sessions' directories, or somebody tidied up

@@ -31,7 +31,7 @@ def main(directory: str, raylet: str, *seconds: str) -> int:
     from ray_launcher.node.supervisor import Graces, Supervisor
 
     graces = Graces(*map(float, seconds))
-    fork_guarded(lock, graces.kill_bound)
+    fork_guarded(directory, lock, graces.kill_bound)
     serving = Supervisor(listener, int(raylet), graces)
     os.write(1, b"%d\n" % os.getpid())
     null = os.open(os.devnull, os.O_RDWR)
@@ -39,10 +39,6 @@ def main(directory: str, raylet: str, *seconds: str) -> int:
         os.dup2(null, fd)
     os.close(null)
     serving.run()
-    try:
-        os.unlink("socket", dir_fd=lock)
-    except FileNotFoundError:
-        pass  # somebody tidied up
     return 0
 
 
