@@ -14,6 +14,7 @@ import signal
 import stat
 
 from ray_launcher.node.logfiles import LogFiles
+from ray_launcher.node.spawn import Spawner
 from ray_launcher.node.spec import Spec
 
 TYPE_CHECKING = False  # typing's own costs the supervisor a megabyte
@@ -50,10 +51,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def own_signals(handler: Callable[[int, object], None], *handled: int) -> None:
-    """Handle these signals, block the others, ignore none, whatever was inherited.
-
-    A child gets handled ones reset by exec and blocked ones unblocked by posix_spawn; an ignored one it would keep.
-    """
+    """Handle these signals, block the others, ignore none, whatever was inherited."""
     every = signal.valid_signals()
     for signum in every - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(signum, handler if signum in handled else signal.SIG_DFL)
@@ -65,6 +63,7 @@ class Starter:
 
     def __init__(self, files: LogFiles) -> None:
         self._files = files
+        self._spawner = Spawner()
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._home = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
@@ -96,15 +95,13 @@ class Starter:
         return fd
 
     def _spawn(self, spec: Spec, env: dict[bytes, bytes], stdio: tuple[int, int, int]) -> int:
-        actions = [(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate(stdio)]
         if spec.cwd:
             _enter(spec.cwd)
         try:
-            path = find_program(spec.program, env)
-            return os.posix_spawn(path, spec.argv, env, file_actions=actions, setsid=True, setsigmask=())
+            return self._spawner.start(find_program(spec.program, env), spec.argv, env, stdio)
         except OSError as error:
             raise SetupError("exec", error.errno or 0, os.fsencode(error.filename or spec.program)) from None
-        except ValueError:  # a NUL, or a variable without a name
+        except ValueError:  # a NUL
             raise SetupError("exec", errno.EINVAL, spec.program) from None
         finally:
             if spec.cwd:
