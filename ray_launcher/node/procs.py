@@ -75,31 +75,25 @@ class Procs:
 
     # -- the end, asked for ---------------------------------------------------------------------------------------
 
-    def terminate(self, proc: Proc, timeout: float, strays: Iterable[Stat] | None = None) -> None:
-        """TERM the tree; KILL it `timeout` seconds from now, or when an earlier request says so.
-
-        strays: its own, where they are known.
-        """
+    def terminate(self, proc: Proc, timeout: float) -> None:
+        """TERM the tree; KILL it `timeout` seconds from now, or when an earlier request says so."""
         if not proc.termed:
-            proc.termed = True
-            strays = list(self._strays(proc)) if strays is None else strays
-            self._send(proc, signal.SIGTERM, strays)
-            self._send(proc, signal.SIGCONT, strays)  # a stopped process cannot act on its TERM
-        if timeout <= 0:
-            self.kill(proc)
-        elif time.monotonic() + timeout < proc.kill_at:
-            proc.kill_at = time.monotonic() + timeout
-            self._set_timer(proc, proc.kill_at)
+            self._term(proc, [*self._below(proc), *_trees(self._strays(proc))])
+        self._kill_after(proc, timeout)
 
     def terminate_all(self, timeout: float) -> None:
-        """`terminate` every proc."""
+        """`terminate` every proc, and what is left of those whose leader has exited."""
+        procs = [proc for proc in self._kinship.procs() if not proc.given_up]
+        below = {proc: self._below(proc) for proc in procs}
         owned = self._kinship.strays_by_owner()
-        for proc in list(self.running.values()):
-            self.terminate(proc, timeout, owned.get(proc, ()))
+        for proc in procs:
+            if not proc.termed:
+                self._term(proc, [*below[proc], *_trees(owned.get(proc, ()))])
+            self._kill_after(proc, timeout)
 
     def signal(self, proc: Proc, signum: int) -> None:
         """Send `signum` to the leader's process group and to the rest of the tree."""
-        self._send(proc, signum, self._strays(proc))
+        self._send(proc, [*self._below(proc), *_trees(self._strays(proc))], signum)
 
     def kill(self, proc: Proc) -> None:
         """KILL the tree, again and again until nothing of it is left or the bound is reached."""
@@ -118,9 +112,20 @@ class Procs:
     def kill_strays(self) -> bool:
         """KILL what descends from us and is nobody's; True when there is nothing such left."""
         strays = self._kinship.strays()
-        for stray in strays:
-            self._send_stray(stray, signal.SIGKILL, set())
+        _kill_strays(strays, set())
         return not strays
+
+    def _term(self, proc: Proc, members: list[Stat]) -> None:
+        proc.termed = True
+        self._send(proc, members, signal.SIGTERM)
+        self._send(proc, members, signal.SIGCONT)  # a stopped process cannot act on its TERM
+
+    def _kill_after(self, proc: Proc, timeout: float) -> None:
+        if timeout <= 0:
+            self.kill(proc)
+        elif time.monotonic() + timeout < proc.kill_at:
+            proc.kill_at = time.monotonic() + timeout
+            self._set_timer(proc, proc.kill_at)
 
     def _kill_all(self, proc: Proc) -> list[Stat]:
         """KILL whatever a look finds, and look again as long as it finds new ones: a forking tree is a race."""
@@ -128,11 +133,23 @@ class Procs:
         left: list[Stat] = []
         enough = time.monotonic() + _ROUNDS_SECONDS
         for _ in range(_ROUNDS):
-            left = self._send(proc, signal.SIGKILL, self._strays(proc))
+            left = self._kill_once(proc)
             if all(stat.key in sent for stat in left) or time.monotonic() >= enough:
                 break
             sent.update(stat.key for stat in left)
         return left
+
+    def _kill_once(self, proc: Proc) -> list[Stat]:
+        groups: set[int] = set()
+        left: list[Stat] = []
+        if not proc.exited:
+            _send_group(proc.pid, signal.SIGKILL)  # first of all, whatever a look into /proc brings
+            groups.add(proc.pid)
+            left = self._below(proc)
+            for stat in left:
+                if stat.group != proc.pid:
+                    proctable.send(stat, signal.SIGKILL)
+        return left + _kill_strays(self._strays(proc), groups)
 
     # -- the end, noticed -----------------------------------------------------------------------------------------
 
@@ -168,7 +185,9 @@ class Procs:
             elif proc.kill_at <= began:
                 self.kill(proc)
             else:
-                self.terminate(proc, self._leftover_grace, owned[proc])
+                if not proc.termed:
+                    self._term(proc, _trees(owned[proc]))
+                self._kill_after(proc, self._leftover_grace)
         now = time.monotonic()
         self._rest_until = now + _SWEEP_REST * (now - began)
 
@@ -196,48 +215,50 @@ class Procs:
 
     # -- sending --------------------------------------------------------------------------------------------------
 
+    def _below(self, proc: Proc) -> list[Stat]:
+        """The leader and its living descendants. Look here before you look at its strays: some become such."""
+        return [] if proc.exited else proctable.tree(proc.pid)
+
     def _strays(self, proc: Proc) -> Iterable[Stat]:
         return (stray for stray in self._kinship.strays() if self._kinship.owner(stray) is proc)
 
-    def _send(self, proc: Proc, signum: int, strays: Iterable[Stat]) -> list[Stat]:
-        """Signal the tree; returns the living processes seen in it.
-
-        A group is signalled at once, however fast it forks, and each process outside of it once.
-        """
-        groups: set[int] = set()
-        seen = []
+    def _send(self, proc: Proc, members: list[Stat], signum: int) -> None:
+        """Signal the leader's group at once, and each process outside of it, all once."""
         if not proc.exited:  # it is ours: nobody else's group can have its number
             _send_group(proc.pid, signum)
-            groups.add(proc.pid)
-            leader = proctable.stat(proc.pid)
-            seen += [leader] if leader is not None and leader.alive else []
-            seen += self._send_below(proc.pid, signum, groups)
-        for stray in strays:
-            seen += self._send_stray(stray, signum, groups)
-        return seen
-
-    def _send_stray(self, stray: Stat, signum: int, groups: set[int]) -> list[Stat]:
-        if signum == signal.SIGKILL and stray.group not in groups and stray.group > 1:
-            _send_group(stray.group, signum)  # an unreaped child of ours is in it
-        if signum == signal.SIGKILL or stray.group not in groups:
-            try:
-                os.kill(stray.pid, signum)
-            except OSError:
-                pass
-        return [stray, *self._send_below(stray.pid, signum, groups)]
-
-    def _send_below(self, root: int, signum: int, groups: set[int]) -> list[Stat]:
-        found = (proctable.stat(pid) for pid in proctable.descendants(root))
-        seen = [stat for stat in found if stat is not None and stat.alive]
-        for stat in seen:
-            if stat.group not in groups:
+        for stat in {stat.key: stat for stat in members}.values():
+            if proc.exited or stat.group != proc.pid:
                 proctable.send(stat, signum)
-        return seen
 
     def _set_timer(self, proc: Proc, when: float) -> None:
         if proc.timer is not None:
             proc.timer.cancel()
         proc.timer = self._timers.at(when, lambda: self.kill(proc))
+
+
+def _trees(strays: Iterable[Stat]) -> list[Stat]:
+    return [stat for stray in strays for stat in (stray, *proctable.tree(stray.pid)[1:])]
+
+
+def _kill_strays(strays: Iterable[Stat], groups: set[int]) -> list[Stat]:
+    """KILL strays, each as soon as it comes, with its group, however fast that forks, and all below it.
+
+    groups: those that have been killed already.  Returns what was seen alive.
+    """
+    seen = []
+    for stray in strays:  # an unreaped child of ours: nobody else can have its pid, or its group's number
+        if stray.group not in groups and stray.group > 1:
+            groups.add(stray.group)
+            _send_group(stray.group, signal.SIGKILL)
+        try:
+            os.kill(stray.pid, signal.SIGKILL)
+        except OSError:  # runs as another user by now
+            pass
+        below = proctable.tree(stray.pid)[1:]
+        for stat in below:
+            proctable.send(stat, signal.SIGKILL)
+        seen += [stray, *below]
+    return seen
 
 
 def _send_group(group: int, signum: int) -> None:

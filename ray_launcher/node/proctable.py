@@ -61,6 +61,15 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def tree(pid: int) -> list[Stat]:
+    """`pid` itself and all below it, zombies left out save `pid`; [] when it is gone."""
+    root = stat(pid)
+    if root is None:
+        return []
+    below = (stat(member) for member in descendants(pid))
+    return [root, *(found for found in below if found is not None and found.alive)]
+
+
 def snapshot() -> dict[int, Stat]:
     """Every process on the machine that this user can see."""
     pids = (int(name) for name in os.listdir("/proc") if name.isdigit())

@@ -15,7 +15,7 @@ _BLOCK = 64 << 10
 _SEARCH = 32 << 20
 
 
-def read_tail(path: str | bytes, lines: int, begin: int = 0) -> list[str]:
+def read_tail(path: str | bytes | os.PathLike[str], lines: int, begin: int = 0) -> list[str]:
     r"""Return the last `lines` lines of the file at `path`, oldest first; [] when it is missing or empty.
 
     Lines end at `\n`, which is dropped; a final unterminated line counts, and blank lines are kept. Bytes that

@@ -311,7 +311,9 @@ class Rig:
         try:
             if self.locked():
                 with contextlib.suppress(OSError):  # it is ending already
-                    self.dial().send(b"stop", b"0")
+                    wire = self.dial()
+                    wire.send(b"stop", b"0")
+                    wire.wait_closed()
             self.wait_end()
             words = client.last_words(self.directory)
             left = marked(self.marker)
