@@ -34,8 +34,8 @@ def arguments(description: str, **defaults: int) -> argparse.Namespace:
 
 
 def start_ray() -> None:
-    """A local Ray of our own, quiet, with CPUs enough for one task per proc."""
-    ray.init(num_cpus=256, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    """A local Ray of our own, quiet; with more CPUs than the machine has it would start as many idle workers."""
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 
 
 def measure(cases: dict[str, Case], rounds: int) -> dict[str, list[float]]:

@@ -12,7 +12,7 @@ from ray_launcher import LaunchOptions, RayProcLauncher
 TRUE = "/bin/true"
 
 
-@ray.remote(num_cpus=0.01)
+@ray.remote(num_cpus=1)
 def in_a_task() -> int:
     """What one writes by hand."""
     return subprocess.run([TRUE], check=False).returncode

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 import time
@@ -17,7 +16,7 @@ from ray_launcher import LaunchOptions, RayProcLauncher
 TRUE = "/bin/true"
 
 
-@ray.remote(num_cpus=0.01)
+@ray.remote(num_cpus=1)
 def in_a_task() -> int:
     """What one writes by hand."""
     return subprocess.run([TRUE], check=False).returncode
@@ -28,21 +27,34 @@ def median_of(count: int, once: Callable[[], None]) -> float:
     return statistics.median(harness.timed(once) for _ in range(count)) * 1000
 
 
-def run_job(client: JobSubmissionClient) -> float:
-    """Milliseconds from submitting a Ray Job to its end."""
-    start = time.perf_counter()
-    job = client.submit_job(entrypoint=TRUE)
+def run_jobs(count: int) -> list[float]:
+    """Milliseconds from submitting a Ray Job to its end, on a Ray of their own: they need its dashboard."""
+    context = ray.init(num_cpus=2, include_dashboard=True, log_to_driver=False, logging_level="ERROR")
+    client = JobSubmissionClient(f"http://{context.dashboard_url}")
+    run_job(client, time.monotonic() + 60)  # the first one waits for the dashboard's agent
+    taken = [harness.timed(lambda: run_job(client, 0)) * 1000 for _ in range(count)]
+    ray.shutdown()
+    return taken
+
+
+def run_job(client: JobSubmissionClient, patience: float) -> None:
+    """Submit, and wait for the end; until `patience` (monotonic) a refused submission is tried again."""
+    while True:
+        try:
+            job = client.submit_job(entrypoint=TRUE)
+            break
+        except RuntimeError:
+            if time.monotonic() > patience:
+                raise
+            time.sleep(0.5)
     while client.get_job_status(job) not in {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED}:
         time.sleep(0.01)
-    return (time.perf_counter() - start) * 1000
 
 
 def main() -> None:
     """Measure, print, write."""
     options = harness.arguments(__doc__ or "", procs=200, jobs=3)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    context = ray.init(num_cpus=64, include_dashboard=True, log_to_driver=False, logging_level="ERROR")
-    client = JobSubmissionClient(f"http://{context.dashboard_url}")
+    harness.start_ray()
     opts, count = LaunchOptions(program=TRUE), options.procs
     with RayProcLauncher() as launcher:
 
@@ -64,7 +76,9 @@ def main() -> None:
             },
             options.rounds,
         )
-    figures["Ray Job"] = [run_job(client) for _ in range(options.jobs)]
+    ray.shutdown()
+    if options.jobs:
+        figures["Ray Job"] = run_jobs(options.jobs)
     harness.report(
         f"{TRUE}, one after the other, p50 of {count}",
         "milliseconds",
@@ -72,7 +86,7 @@ def main() -> None:
         {
             "launch / Popen": ("launch, wait", "Popen, wait"),
             "Ray task / Popen": ("Ray task running Popen, worker warm", "Popen, wait"),
-            "Ray Job / Popen": ("Ray Job", "Popen, wait"),
+            **({"Ray Job / Popen": ("Ray Job", "Popen, wait")} if options.jobs else {}),
         },
         options.json,
     )
