@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ray_launcher import checks
+from ray_launcher.callables import launch_fields
 from ray_launcher.frozen import EnvMapping, FrozenMapping
 
 __all__ = ["LaunchOptions", "Placement", "ProcBind", "check_proc_id", "check_timeout"]
@@ -157,6 +158,18 @@ class LaunchOptions:
             proc_bind: ProcBind | None = None,
             placement: Placement = ...,
         ) -> None: ...
+
+    @classmethod
+    def from_callable(cls, fn: Callable[..., object], /, *args: Any, **kwargs: Any) -> LaunchOptions:
+        """Options that run `fn(*args, **kwargs)` in a fresh interpreter; set other fields with `dataclasses.replace`.
+
+        The interpreter is the one that runs now, by its path, so the nodes need it in the same place, with cloudpickle.
+        What `__main__` defines travels by value, what other modules define by name. The return value is dropped; an
+        exception ends the proc with code 1 and its traceback on stderr. `replace(..., env=...)` must keep `opts.env`.
+
+        Raises TypeError for what is not callable or cannot be pickled, ValueError for more than 1 MiB of pickle.
+        """
+        return cls(**launch_fields(fn, args, kwargs))
 
     def __post_init__(self) -> None:
         self._check_command()
