@@ -44,7 +44,7 @@ def launch_fields(fn: Callable[..., object], args: tuple[Any, ...], kwargs: dict
         ) from error
     if len(pickled) > _LIMIT:
         raise ValueError(
-            f"fn and its arguments are {len(pickled)} bytes pickled, at most {_LIMIT} can travel; pass large data in a file"
+            f"fn and its arguments are {len(pickled)} bytes pickled, {_LIMIT} can travel; pass large data in a file"
         )
     text = base64.b85encode(pickled).decode()
     chunks = [text[at : at + _CHUNK] for at in range(0, len(text), _CHUNK)]
