@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 #: Ray runs 1,000 calls of an async actor at once unless told otherwise; the next launch would wait without a word.
 MAX_CONCURRENCY = 1_000_000
 
+#: Task events, one set per launch, would cost more than the launch itself, and tell less than its result.
+_ACTOR_OPTIONS = {
+    "num_cpus": 0,
+    "max_concurrency": MAX_CONCURRENCY,
+    "max_restarts": 0,
+    "enable_task_events": False,
+}
+
 #: A launch's own name: the launcher's id, the number of the message, and the place in a batch (0 for a single one).
 LaunchKey = tuple[str, int, int]
 
@@ -236,7 +244,7 @@ def start_spawner(
     if inspect.isabstract(spawner_cls):
         missing = ", ".join(sorted(spawner_cls.__abstractmethods__))
         raise TypeError(f"spawner_cls {spawner_cls.__qualname__} must define {missing}")
-    options = {"num_cpus": 0, "max_concurrency": MAX_CONCURRENCY, "max_restarts": 0, **(actor_options or {})}
+    options = {**_ACTOR_OPTIONS, **(actor_options or {})}
     actor: Any = ray.remote(spawner_cls).options(**options)
     handle: ActorHandle[Any] = actor.remote(*args, **kwargs)
     return handle
