@@ -5,27 +5,35 @@ from __future__ import annotations
 import atexit
 import contextlib
 import re
+import threading
 import uuid
 import weakref
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import fields
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray import ObjectRef
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_launcher.cluster.spawner import ClusterSpawner
 from ray_launcher.cluster.wire import NAMESPACE, SessionInfo
-from ray_launcher.errors import LaunchError, UnknownProcError
+from ray_launcher.errors import LaunchError, ProcLauncherError, UnknownProcError
+from ray_launcher.exits import ProcExitResult
 from ray_launcher.launcher import ActorProcLauncher
 from ray_launcher.logs import LogChunk, LogStreams, lines_of
-from ray_launcher.options import LaunchOptions, check_proc_id, check_timeout
-from ray_launcher.spawner import start_spawner
+from ray_launcher.options import LaunchOptions, Placement, check_proc_id, check_timeout
+from ray_launcher.port import gone_because
+from ray_launcher.spawner import LaunchKey, start_spawner
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+#: Seconds for answers that are on their way when the session has ended.
+_LAST_ANSWERS = 5.0
 _NOT_YET = ("num_cpus", "num_gpus", "memory", "resources")
 
 
@@ -61,6 +69,7 @@ class RayProcLauncher(ActorProcLauncher):
             ray.init(address=address, log_to_driver=False)
         self.session = info.name
         self._closed = False
+        self._settled = threading.Event()  # closed, and every port has resolved
         super().__init__(_start(info, runtime_env or {}))
         _at_exit.add(self)
 
@@ -85,7 +94,7 @@ class RayProcLauncher(ActorProcLauncher):
         if not self._connected():
             return  # Ray is gone, and the session with it
         try:
-            ray.get(self._spawner.end_session.remote(grace))
+            ray.get(self._ask("end_session", grace))
             self._await_ports()
         except RayError:
             pass  # the spawner is gone already, and its agents see to the procs
@@ -99,17 +108,19 @@ class RayProcLauncher(ActorProcLauncher):
         """The lines that a proc has written to `stream` ("stdout" or "stderr"), without their newlines.
 
         follow: go on until the proc has ended.  tail: start with the last so many lines. Raises `UnknownProcError`
-        for an id that was never launched, or so long ago that it is forgotten; ValueError for another stream.
+        for an id that was never launched, or so long ago that it is forgotten; ValueError for another stream;
+        `ProcLauncherError` when the spawner is gone.
         """
         proc_id = check_proc_id(proc_id)
         if stream not in ("stdout", "stderr"):
             raise ValueError(f'stream must be "stdout" or "stderr", not {stream!r}')
         _check_tail(tail)
         self._check_open()
-        location = self._ask("locate", proc_id)
-        if ray.get(location) is None and proc_id not in self._finished:
-            raise UnknownProcError(f"no proc {proc_id!r} in session {self.session}")
-        return lines_of(LogStreams(self.session, {proc_id: location}, (stream,), follow), tail)
+        location = self._ask("locate", proc_id, follow)
+        if not follow or proc_id not in self._open:  # else it is known, but may wait for a node for long
+            self._check_known(proc_id, location)
+        streams = LogStreams(self.session, {proc_id: location}, (stream,), self._connected, follow=follow, tail=tail)
+        return lines_of(streams, None if follow else tail)
 
     def follow(self, proc_ids: Iterable[str]) -> Iterator[LogChunk]:
         """What procs write to both streams, as it comes and as bytes, until all of them have ended and all is read.
@@ -117,8 +128,16 @@ class RayProcLauncher(ActorProcLauncher):
         One thread and one call per node serve any number of procs.
         """
         self._check_open()
-        locations = {proc_id: self._ask("locate", proc_id) for proc_id in proc_ids}
-        return iter(LogStreams(self.session, locations, ("stdout", "stderr"), True))
+        locations = {proc_id: self._ask("locate", proc_id, True) for proc_id in proc_ids}
+        return iter(LogStreams(self.session, locations, ("stdout", "stderr"), self._connected, follow=True))
+
+    def _check_known(self, proc_id: str, location: ObjectRef[Any]) -> None:
+        try:
+            known = ray.get(location) is not None
+        except RayError as error:
+            raise ProcLauncherError(f"cannot reach the spawner: it is gone ({gone_because(error)})") from None
+        if not known:
+            raise UnknownProcError(f"no proc {proc_id!r} in session {self.session}")
 
     def _check_open(self) -> None:
         if self._closed:
@@ -126,7 +145,7 @@ class RayProcLauncher(ActorProcLauncher):
         super()._check_open()
 
     def _check_options(self, opts: LaunchOptions) -> LaunchOptions:
-        opts = super()._check_options(opts)
+        opts = _plain(super()._check_options(opts))
         asked = [name for name in _NOT_YET if getattr(opts.placement, name)]
         if asked:
             raise LaunchError(f"Placement.{asked[0]} is not supported yet: use node_id or label_selector")
@@ -137,6 +156,13 @@ class RayProcLauncher(ActorProcLauncher):
     def _await_ports(self) -> None:
         """Every answer is on its way; let them arrive before the spawner is killed."""
         ray.get(self._spawner.drained.remote())
+        if self._open:
+            self._settled.wait(_LAST_ANSWERS)
+
+    def _ended(self, proc_id: str, key: LaunchKey, result: Future[ProcExitResult]) -> None:
+        super()._ended(proc_id, key, result)
+        if self._closed and not self._open:
+            self._settled.set()
 
 
 def _start(info: SessionInfo, runtime_env: dict[str, Any]) -> Any:
@@ -149,7 +175,30 @@ def _start(info: SessionInfo, runtime_env: dict[str, Any]) -> Any:
         "runtime_env": {**runtime_env, "env_vars": env_vars},
         "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=True),
     }
-    return start_spawner(ClusterSpawner, info, runtime_env, actor_options=options)
+    try:
+        return start_spawner(ClusterSpawner, info, runtime_env, actor_options=options)
+    except ValueError as error:
+        if not _exists(str(options["name"])):
+            raise
+        text = f"session {info.name!r} exists already on this cluster: end it, or choose another name"
+        raise ValueError(text) from error
+
+
+def _exists(name: str) -> bool:
+    try:
+        ray.get_actor(name, NAMESPACE)
+    except ValueError:
+        return False
+    return True
+
+
+def _plain(opts: LaunchOptions) -> LaunchOptions:
+    """Of our own class: an agent may not have the module of a subclass."""
+    if type(opts) is LaunchOptions and type(opts.placement) is Placement:
+        return opts
+    placement = Placement(**{each.name: getattr(opts.placement, each.name) for each in fields(Placement)})
+    values = {each.name: getattr(opts, each.name) for each in fields(LaunchOptions)}
+    return LaunchOptions(**{**values, "placement": placement})
 
 
 def _check_tail(tail: object) -> None:

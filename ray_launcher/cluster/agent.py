@@ -12,9 +12,10 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import ActorUnavailableError, RayError
 
 from ray_launcher.cluster.environment import additions, base_environ, raylet_environ, removals
-from ray_launcher.cluster.follow import read_logs
+from ray_launcher.cluster.follow import read_logs, tail_offset
 from ray_launcher.cluster.wire import Exit, Launch, Request, SessionInfo, log_name
 from ray_launcher.exits import ExitReport
 from ray_launcher.node import client
@@ -32,9 +33,12 @@ MOP_UP = 12.0
 
 
 class Agent:
-    """One per node and session. A detached actor: it leaves by itself when the spawner is gone for good."""
+    """One per node and session. A detached actor: it leaves by itself when the spawner is gone for good.
 
-    def __init__(self, session: SessionInfo, spawner: ActorHandle[Any]) -> None:
+    name: its actor's, and its directory's, so that no other agent ever finds its supervisor.
+    """
+
+    def __init__(self, session: SessionInfo, name: str, spawner: ActorHandle[Any]) -> None:
         self._session = session
         self._spawner: Any = spawner
         self._raylet = int(os.environ.get("RAY_RAYLET_PID") or os.getppid())
@@ -42,12 +46,11 @@ class Agent:
         asked = ray.get_runtime_context().runtime_env.get("env_vars") or {}
         self._base = base_environ(os.environb, self._raylet_environ, asked)
         self._logs = Path(_ray_node().get_logs_dir_path())
-        node_id = ray.get_runtime_context().get_node_id()
-        user = Path(tempfile.gettempdir()) / f"ray-launcher-{os.geteuid()}"
-        self._directory = user / f"{session.name}-{node_id[:16]}"
+        self._directory = Path(tempfile.gettempdir()) / f"ray-launcher-{os.geteuid()}" / name
         self._cwd = str(Path.cwd())
         self._client: Client | None = None
         self._starting = asyncio.Lock()
+        self._ending = False
         self._live: set[str] = set()
         self._exits: list[Exit] = []
         self._delivered = 0
@@ -90,11 +93,20 @@ class Agent:
         """New bytes of log files, see `follow.read_logs`; `wants` is {file name: offset}, `live` tokens end a wait."""
         return await read_logs(self._logs, wants, lambda: live <= self._live)
 
+    async def tails(self, names: list[str], lines: int) -> dict[str, int]:
+        """Where the last so many lines of log files begin, by file name: an offset for `read`."""
+        return {name: tail_offset(self._logs / name, lines) for name in names}
+
     async def end(self, grace: float) -> None:
-        """TERM every proc, KILL what is left `grace` seconds later, and return when nothing is."""
-        self._watching.cancel()
-        if self._client is not None:
-            self._client.send(b"stop", b"%r" % float(grace))
+        """TERM every proc, KILL what is left `grace` seconds later, and return when nothing is.
+
+        Of several calls the earliest KILL holds. The watch goes on: who asked may be gone before this returns.
+        """
+        self._ending = True
+        async with self._starting:  # one that is half started could not be told
+            supervisor = self._client
+        if supervisor is not None:
+            supervisor.send(b"stop", b"%r" % float(grace))
             await self._gone.wait()
 
     async def info(self) -> dict[str, Any]:
@@ -146,13 +158,15 @@ class Agent:
         async with self._starting:
             if self._mopping is not None:
                 await self._mopping
-            if self._client is None or self._gone.is_set():
+                self._client = self._mopping = None
+            if self._ending:
+                raise client.SupervisorError("the session is ending")
+            if self._client is None:
                 self._client = await self._start()
             return self._client
 
     async def _start(self) -> Client:
         self._gone.clear()
-        self._mopping = None
         client.make_directory(self._directory)
         arguments = (self._directory, self._raylet, self._session.orphan_grace, self._session.grace)
         await asyncio.get_running_loop().run_in_executor(None, client.start, *arguments)
@@ -169,7 +183,7 @@ class Agent:
                 token=token.encode(),
                 program=os.fsencode(opts.program),
                 argv=[os.fsencode(opts.program if opts.arg0 is None else opts.arg0), *map(os.fsencode, opts.args)],
-                cwd=os.fsencode(opts.cwd or self._cwd),
+                cwd=os.fsencode(self._cwd if opts.cwd is None else os.path.join(self._cwd, opts.cwd)),  # noqa: PTH118
                 environ=additions(opts, self._cookie(token), self._raylet_environ),
                 unset=removals(base, opts.env_remove) if opts.env_remove else [],
                 inherit=opts.inherit_env,
@@ -217,10 +231,14 @@ class Agent:
 
     async def _watch(self) -> None:
         """The call to the spawner never returns; it fails when the spawner is gone for good."""
-        try:
-            await self._spawner.serve_watch.remote()
-        except ray.exceptions.RayError:
-            _logger.info("the spawner of session %s is gone: ending its procs", self._session.name)
+        while True:
+            try:
+                await self._spawner.serve_watch.remote()
+            except ActorUnavailableError:  # out of reach for now: Ray has not given it up
+                await asyncio.sleep(1)
+            except RayError:
+                break
+        _logger.info("the spawner of session %s is gone: ending its procs", self._session.name)
         await self.end(self._session.grace)
         ray.kill(ray.get_runtime_context().current_actor)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 #: Seconds between two looks at files that somebody follows.
@@ -30,12 +31,47 @@ async def read_logs(directory: Path, wants: dict[str, int], live: Callable[[], b
         await asyncio.sleep(_LOOK)
 
 
+def tail_offset(path: Path, lines: int) -> int:
+    """Where the last `lines` lines of a file begin; a last line without its newline counts. 0 for a missing file."""
+    with _opened(path) as fd:
+        if fd is None:
+            return 0
+        end = os.fstat(fd).st_size
+        if lines == 0 or end == 0:
+            return end
+        newlines = lines + (os.pread(fd, 1, end - 1) == b"\n")  # to be found before that line, from the back
+        while end > 0:
+            start = max(0, end - _CHUNK)
+            block = os.pread(fd, end - start, start)
+            found = block.count(b"\n")
+            if found >= newlines:
+                return start + _position(block, newlines) + 1
+            newlines -= found
+            end = start
+        return 0
+
+
+def _position(block: bytes, nth: int) -> int:
+    """Of the nth newline, counted from the end."""
+    at = len(block)
+    for _ in range(nth):
+        at = block.rindex(b"\n", 0, at)
+    return at
+
+
 def _read(path: Path, offset: int) -> bytes:
+    with _opened(path) as fd:
+        return b"" if fd is None else os.pread(fd, _CHUNK, offset)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int | None]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
-        return b""
+        yield None
+        return
     try:
-        return os.pread(fd, _CHUNK, offset)
+        yield fd
     finally:
         os.close(fd)

@@ -18,6 +18,12 @@ from ray_launcher.cluster.wire import NAMESPACE, Exit, Launch, Request, SessionI
 from ray_launcher.exits import ExitReport
 from ray_launcher.port import gone_because
 
+#: Seconds beyond the grace after which an agent that does not answer is given up when the session ends; more than
+#: its supervisor, and the mop-up after it, take at most.
+GIVE_UP = 40.0
+#: Seconds for answers that are on their way when the agent has ended.
+LAST_ANSWERS = 5.0
+
 
 class Link:
     """Starts the agent of `node` and talks to it. `on_exit(token, report)` is called once per launch."""
@@ -34,9 +40,13 @@ class Link:
         self.launches: set[str] = set()  # tokens without an exit
         self._on_exit = on_exit
         self._on_lost = on_lost
+        self._lost = False
         self._delivered = 0
         self._outbox: list[Launch | Request] = []
         self._mail = asyncio.Event()
+        self._sent = self._arrived = 0  # messages
+        self._arrivals: list[tuple[int, asyncio.Future[None]]] = []  # who waits for how many to have arrived
+        self._emptied: asyncio.Future[None] | None = None
         self.agent: Any = start_agent(session, node, agent_env)
         self._tasks = [asyncio.ensure_future(self._run(loop)) for loop in (self._post, self._poll)]
 
@@ -50,12 +60,20 @@ class Link:
         if message.token in self.launches:
             self._send(message)
 
+    async def all_arrived(self) -> None:
+        """Return when the agent has everything that has been sent until now, or is lost."""
+        if self._arrived < self._sent and not self._lost:
+            arrival = asyncio.get_running_loop().create_future()
+            self._arrivals.append((self._sent, arrival))
+            await arrival
+
     async def end(self, grace: float) -> None:
         """End every proc of the node and the agent; returns when nothing of them is left."""
         try:
-            await self.agent.end.remote(grace)
-            if self.launches:
-                self._take(await asyncio.wait_for(self.agent.poll.remote(0), 1.0))
+            await asyncio.wait_for(self.agent.end.remote(grace), grace + GIVE_UP)
+            if self.launches:  # their ends are on the way
+                self._emptied = asyncio.get_running_loop().create_future()
+                await asyncio.wait_for(self._emptied, LAST_ANSWERS)
         except (RayError, asyncio.TimeoutError):
             pass  # it is gone, and its supervisor sees to the procs
         for task in self._tasks:
@@ -64,6 +82,7 @@ class Link:
         self._abandon("the session ended")
 
     def _send(self, message: Launch | Request) -> None:
+        self._sent += 1
         self._outbox.append(message)
         self._mail.set()
 
@@ -74,6 +93,8 @@ class Link:
             self._mail.clear()
             batch, self._outbox = self._outbox, []
             self._take(await self.agent.post.remote(pickle.dumps(batch), self._delivered))
+            self._arrived += len(batch)
+            self._tell_arrivals()
 
     async def _poll(self) -> None:
         while True:
@@ -98,8 +119,18 @@ class Link:
         if exit_.token in self.launches:
             self.launches.remove(exit_.token)
             self._on_exit(exit_.token, exit_.report)
+            if self._emptied is not None and not self.launches and not self._emptied.done():
+                self._emptied.set_result(None)
+
+    def _tell_arrivals(self) -> None:
+        while self._arrivals and (self._lost or self._arrivals[0][0] <= self._arrived):
+            _, arrival = self._arrivals.pop(0)
+            if not arrival.done():
+                arrival.set_result(None)
 
     def _abandon(self, why: str) -> None:
+        self._lost = True
+        self._tell_arrivals()
         reason = f"the agent of node {self.node} was lost: {why}"
         for token in list(self.launches):
             self._exited(Exit(0, token, ExitReport(None, None, False, reason, ())))
@@ -112,10 +143,11 @@ def start_agent(session: SessionInfo, node: Node, runtime_env: dict[str, Any]) -
     a worker can have from its start without a privilege.
     """
     env_vars = {"RAY_worker_niceness": "0", **runtime_env.get("env_vars", {})}
+    name = f"{session.name}-{node.node_id[:16]}-{uuid.uuid4().hex[:8]}"
     return (
         ray.remote(Agent)
         .options(
-            name=f"agent-{session.name}-{node.node_id[:16]}-{uuid.uuid4().hex[:8]}",
+            name=f"agent-{name}",
             namespace=NAMESPACE,
             lifetime="detached",
             num_cpus=0,
@@ -123,5 +155,5 @@ def start_agent(session: SessionInfo, node: Node, runtime_env: dict[str, Any]) -
             scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False),
             runtime_env={**runtime_env, "env_vars": env_vars},
         )
-        .remote(session, ray.get_runtime_context().current_actor)
+        .remote(session, name, ray.get_runtime_context().current_actor)
     )

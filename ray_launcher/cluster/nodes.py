@@ -72,15 +72,21 @@ class Nodes:
             node = self.pick(placement, load)
             if node is not None:
                 return node
-            if placement.node_id is not None and placement.node_id not in self._nodes:
-                known = ", ".join(map(str, self._nodes.values())) or "none"
-                raise NoSuchNodeError(
-                    f"no living node has the id {placement.node_id!r}; the cluster's nodes are {known}"
-                )
+            self._check_named(placement)
             if self._clock() >= deadline:
                 wanted = dict(placement.label_selector)
                 raise NoFittingNodeError(f"no node with the labels {wanted} within {placement.timeout:g} s")
             await asyncio.sleep(min(FRESH / 2, max(0.0, deadline - self._clock())))
+
+    def _check_named(self, placement: Placement) -> None:
+        """A node that the placement names fits now or never: ids are not used again, labels do not change."""
+        if placement.node_id is None:
+            return
+        if placement.node_id not in self._nodes:
+            known = ", ".join(map(str, self._nodes.values())) or "none"
+            raise NoSuchNodeError(f"no living node has the id {placement.node_id!r}; the cluster's nodes are {known}")
+        wanted, has = dict(placement.label_selector), dict(self._nodes[placement.node_id].labels)
+        raise NoFittingNodeError(f"node {placement.node_id} has the labels {has}, not {wanted}")
 
     def lose(self, node_id: str) -> None:
         """The node did not answer: it is not chosen again before Ray has been asked whether it lives."""

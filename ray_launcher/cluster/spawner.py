@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import uuid
 from collections import OrderedDict
@@ -17,6 +18,9 @@ from ray_launcher.spawner import ProcSpawner
 
 #: Ended procs whose logs can still be found.
 HISTORY = 10_000
+#: Seconds that the end of a session waits for messages sent before it. One that never comes, because its sender was
+#: interrupted, must not keep it from ending.
+LATE = 2.0
 
 
 @dataclasses.dataclass(eq=False)
@@ -37,7 +41,7 @@ class ClusterSpawner(ProcSpawner):
         self._links: dict[str, Link] = {}
         self._procs: dict[str, _Proc] = {}
         self._by_token: dict[str, _Proc] = {}
-        self._history: OrderedDict[str, tuple[Link, str]] = OrderedDict()  # proc_id: where it ran, its token
+        self._history: OrderedDict[str, tuple[Link | None, str]] = OrderedDict()  # proc_id: where it ran, its token
         self._ending = False
 
     async def launch(self, proc_id: str, opts: LaunchOptions) -> ExitReport:
@@ -71,8 +75,10 @@ class ClusterSpawner(ProcSpawner):
         if proc_id in self._procs:
             self._request(self._procs[proc_id], None)
 
-    async def end_session(self, grace: float) -> None:
+    async def end_session(self, launcher: str, number: int, grace: float) -> None:
         """TERM every proc on every node, KILL `grace` seconds later; returns when they, and the agents, are gone."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self.in_turn(launcher, number), LATE)
         self._ending = True
         for proc in list(self._procs.values()):
             if proc.link is None:
@@ -85,18 +91,25 @@ class ClusterSpawner(ProcSpawner):
             await asyncio.wait([proc.end for proc in self._procs.values()])
             await asyncio.sleep(0)
 
-    async def locate(self, launcher: str, number: int, proc_id: str) -> tuple[Any, str] | None:
-        """(the agent of its node, its token); waits until a node is chosen. None: unknown, or never placed."""
+    async def locate(self, launcher: str, number: int, proc_id: str, wait: bool) -> tuple[Any, str] | None:
+        """(the agent of its node, its token), once that agent has heard of it. None: unknown.
+
+        The agent is None for a proc that never came to a node, or not yet. wait: for that, or its end.
+        """
         await self.in_turn(launcher, number)
         proc = self._procs.get(proc_id)
         if proc is not None:
-            waiting = asyncio.ensure_future(proc.placed.wait())
-            await asyncio.wait((waiting, proc.end), return_when=asyncio.FIRST_COMPLETED)
-            waiting.cancel()
+            if wait:
+                placing = asyncio.ensure_future(proc.placed.wait())
+                await asyncio.wait((placing, proc.end), return_when=asyncio.FIRST_COMPLETED)
+                placing.cancel()
             if proc.link is not None:
-                return proc.link.agent, proc.token
-        found = self._history.get(proc_id)
-        return None if found is None else (found[0].agent, found[1])
+                await proc.link.all_arrived()
+            return self._agent_of(proc.link), proc.token
+        if proc_id not in self._history:
+            return None
+        link, token = self._history[proc_id]
+        return self._agent_of(link), token
 
     async def agents(self) -> dict[str, dict[str, Any]]:
         """Facts about the agents, by node id: for diagnostics."""
@@ -108,15 +121,14 @@ class ClusterSpawner(ProcSpawner):
         if node is not None:
             return node
         choosing = asyncio.ensure_future(self._nodes.wait_for(opts.placement, self._load))
-        await asyncio.wait((choosing, proc.end), return_when=asyncio.FIRST_COMPLETED)
-        if proc.end.done():
-            choosing.cancel()
-            return None
         try:
-            return choosing.result()
+            await asyncio.wait((choosing, proc.end), return_when=asyncio.FIRST_COMPLETED)
+            return None if proc.end.done() else choosing.result()
         except (NoSuchNodeError, NoFittingNodeError) as error:
             proc.end.set_result(_failed(str(error)))
             return None
+        finally:
+            choosing.cancel()
 
     def _load(self, node_id: str) -> int:
         link = self._links.get(node_id)
@@ -128,6 +140,10 @@ class ClusterSpawner(ProcSpawner):
             link = Link(self._session, node, self._runtime_env, self._exited, self._lost)
             self._links[node.node_id] = link
         return link
+
+    def _agent_of(self, link: Link | None) -> Any:
+        """The agent that reaches its node now: a new one where that one was lost and another came."""
+        return None if link is None else self._links.get(link.node.node_id, link).agent
 
     def _lost(self, link: Link) -> None:
         self._nodes.lose(link.node.node_id)
@@ -149,11 +165,10 @@ class ClusterSpawner(ProcSpawner):
         if self._procs.get(proc_id) is proc:
             del self._procs[proc_id]
         del self._by_token[proc.token]
-        if proc.link is not None:
-            self._history[proc_id] = (proc.link, proc.token)
-            self._history.move_to_end(proc_id)
-            if len(self._history) > HISTORY:
-                self._history.popitem(last=False)
+        self._history[proc_id] = (proc.link, proc.token)
+        self._history.move_to_end(proc_id)
+        if len(self._history) > HISTORY:
+            self._history.popitem(last=False)
 
 
 def _failed(reason: str) -> ExitReport:
