@@ -123,6 +123,7 @@ class Client(asyncio.Protocol):
         self._on_frame = on_frame
         self._on_lost = on_lost
         self._reader = FrameReader()
+        self._outbox = bytearray()
         self._transport: asyncio.Transport | None = None
 
     @classmethod
@@ -144,10 +145,18 @@ class Client(asyncio.Protocol):
         """Send one frame. To a supervisor that is gone: nothing, `on_lost` has told. Raises `ProtocolError`."""
         frame = pack(*fields)
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(frame)
+            if not self._outbox:  # one write, and one wake-up of the supervisor, for all that is sent in this step
+                asyncio.get_running_loop().call_soon(self._flush)
+            self._outbox += frame
+
+    def _flush(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(bytes(self._outbox))
+        self._outbox.clear()
 
     def close(self) -> None:
         """Let go of the supervisor, which then waits for another agent as long as its orphan grace."""
+        self._flush()
         if self._transport is not None:
             self._transport.close()
 

@@ -33,6 +33,8 @@ from ray_launcher.node.timers import Timer, Timers
 
 #: Seconds within which the agent learns that a proc has started.
 _ANNOUNCE = 0.02
+#: Seconds for which exits are gathered while launches are waiting.
+_COALESCE = 0.002
 #: The most seconds that procs get between TERM and KILL when the raylet has gone: the node is being torn down.
 _TEARDOWN_GRACE = 2.0
 
@@ -60,6 +62,7 @@ class Supervisor:
         self._reports = Reports()
         self._agent: Peer | None = None
         self._orphaned: Timer | None = None
+        self._flush_at = 0.0
         self._unannounced: list[Proc] = []
         self._asked_to_end = False  # by SIGTERM
         self._stopping = False
@@ -86,11 +89,18 @@ class Supervisor:
             for fd, events in self._epoll.poll(0 if self._peers.busy else self._timers.wait()):
                 self._ready(fd, events)
             self._reap()
-            self._peers.flush()  # exits are told before anything else is done
+            self._flush()
             self._peers.serve()
             self._timers.fire()
-            self._peers.flush()
+            self._flush()
         self._say_bye()
+
+    def _flush(self) -> None:
+        """Write out; with launches waiting, only every so often: each write wakes the agent up, and costs it a core."""
+        now = time.monotonic()
+        if not self._peers.busy or now >= self._flush_at:
+            self._flush_at = now + _COALESCE
+            self._peers.flush()
 
     # -- events ---------------------------------------------------------------------------------------------------
 
