@@ -1,0 +1,168 @@
+"""`ray-launcher run`: its options, their checks, and the launches that they describe."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Sequence
+
+import click
+
+from ray_launcher import LaunchOptions
+from ray_launcher.cli.outcome import TAIL_LINES
+from ray_launcher.cli.running import Run
+
+_HINT = (
+    "Options of ray-launcher come first, then `--`, then PROGRAM with its own: ray-launcher run -n 4 -- PROGRAM ARGS..."
+)
+
+_HELP = """Run PROGRAM on the cluster, and show what it writes, as it comes.
+
+\b
+Example:
+  ray-launcher run -n 4 --env LR=0.1 -- python train.py --epochs 3
+
+The cluster is that of --address or RAY_ADDRESS, else one that runs on this machine (`ray start`), else Ray is started
+here, and stopped at the end.
+
+stdout goes to stdout and stderr to stderr: untouched for one proc; in whole lines behind "[RANK] " for several. PROGRAM
+writes to files, so it may buffer, as it does in a pipe. Its stdin is empty.
+
+Each proc finds its rank, 0 to N-1, in RAY_LAUNCHER_RANK, and N in RAY_LAUNCHER_NPROCS. When one fails, the others run
+on.
+
+Ctrl-C, SIGTERM or SIGHUP terminates the procs; a second Ctrl-C kills them; a third stops waiting for anything.
+
+Exit code: PROGRAM's own, or 128+N when signal N killed it; 127 when it was not found, 126 when it could not be
+executed, 125 for any other failure to run it. With several procs it is that of the first to fail. 141 when the reader
+of our output has gone, as after `| head`.
+"""
+
+
+class _RunCommand(click.Command):
+    """Tells how to separate our options from the program's where they were mixed up."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except (click.NoSuchOption, click.MissingParameter) as error:
+            raise click.UsageError(f"{error.format_message()}\n{_HINT}", ctx) from None
+
+
+def _variable(value: str) -> tuple[str, str]:
+    """NAME=VALUE, or NAME for the value that it has here, which keeps a secret out of command lines."""
+    name, equals, text = value.partition("=")
+    if not name:
+        raise click.BadParameter("the name is missing; write NAME=VALUE")
+    if not equals and name not in os.environ:
+        raise click.BadParameter(f"{name} is not set here; write {name}=VALUE")
+    return name, text if equals else os.environ[name]
+
+
+def _seconds(value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not seconds >= 0:  # NaN too
+        raise click.BadParameter(f"{value!r} is not a number of seconds; write 0 or more, or inf to never kill")
+    return seconds
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value):
+        raise click.BadParameter(f"{value!r} is not a name; use letters, digits, '.', '_' and '-', at most 64")
+    return value
+
+
+def _text(value: str) -> str:
+    if not value:
+        raise click.BadParameter("it is empty")
+    return value
+
+
+@click.command(
+    cls=_RunCommand,
+    help=_HELP,
+    short_help="Run a program on the cluster, in one process or many.",
+    context_settings={"allow_interspersed_args": False, "max_content_width": 120},
+    options_metavar="[OPTIONS] --",
+    no_args_is_help=True,
+)
+@click.option("-n", "nprocs", type=click.IntRange(min=1), default=1, metavar="N", help="Procs to start.  [default: 1]")
+@click.option(
+    "-e",
+    "--env",
+    type=_variable,
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    help="Set a variable for PROGRAM, over those of the node; without a value, to the one it has here. Repeatable.",
+)
+@click.option(
+    "--env-remove",
+    type=_text,
+    multiple=True,
+    metavar="GLOB",
+    help="Take the node's variables of this name away, as in 'SLURM_*'. Repeatable.",
+)
+@click.option(
+    "--cwd",
+    type=_text,
+    metavar="DIR",
+    help="Directory to run in, on each node; a relative one starts from here.  [default: the current one]",
+)
+@click.option(
+    "--grace",
+    type=_seconds,
+    default=10,
+    metavar="SECONDS",
+    help="Time between SIGTERM and SIGKILL when procs are terminated.  [default: 10]",
+)
+@click.option(
+    "--address", type=_text, metavar="ADDRESS", help="Cluster to use: HOST:PORT, auto, or local to start Ray."
+)
+@click.option("--name", type=_name, default="run", metavar="NAME", help="Procs are called NAME/RANK.  [default: run]")
+@click.argument("program", type=_text)
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def run(  # noqa: PLR0913  # one argument per option
+    ctx: click.Context,
+    *,
+    nprocs: int,
+    env: Sequence[tuple[str, str]],
+    env_remove: Sequence[str],
+    cwd: str | None,
+    grace: float,
+    address: str | None,
+    name: str,
+    program: str,
+    args: Sequence[str],
+) -> int:
+    """See `_HELP`."""
+    where = _directory(cwd)
+
+    def options(rank: int) -> LaunchOptions:
+        ours = {"RAY_LAUNCHER_RANK": str(rank), "RAY_LAUNCHER_NPROCS": str(nprocs)}
+        return LaunchOptions(
+            program=program,
+            args=args,
+            env={**dict(env), **ours},
+            env_remove=env_remove,
+            cwd=where,
+            tail_lines=TAIL_LINES,
+        )
+
+    try:
+        launches = {f"{name}/{rank}": options(rank) for rank in range(nprocs)}
+    except (TypeError, ValueError) as error:
+        raise click.UsageError(str(error), ctx) from error
+    return Run(launches, address, grace).execute()
+
+
+def _directory(cwd: str | None) -> str | None:
+    """None where the current directory has been removed: the node's own then."""
+    try:
+        return os.path.abspath(cwd or ".")  # noqa: PTH100  # pathlib keeps `..`
+    except OSError:
+        return None

@@ -1,0 +1,249 @@
+"""One run from start to end: a mailbox, read by the main thread, decides; other threads only bring it news.
+
+Ray is started in a thread of its own, since it can block for long in places that no signal reaches. That thread lives
+as long as this process: the kernel ends Ray's processes with the thread that started them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import ray
+
+from ray_launcher import ExitPort, Failed, LaunchOptions, ProcExitResult, ProcLauncherError, RayProcLauncher, Signaled
+from ray_launcher.cli import outcome
+from ray_launcher.cli.connect import ConnectError, connect
+from ray_launcher.cli.output import STDERR, STDOUT, OutputAbandonedError, Plain, Prefixed, Screen, View
+from ray_launcher.cli.signals import deliver_to
+
+#: Seconds for the session and Ray to be taken down when every proc has ended.
+_LEAVE = 30.0
+#: The same, and for killed procs to be gone, when the user does not want to wait for anything any more.
+_LEAVE_NOW = 5.0
+#: Seconds after the first failure at which it is worth saying that the others run on: a summary may come by itself.
+_NOTICE = 2.0
+_FDS = {"stdout": STDOUT, "stderr": STDERR}
+
+
+class Run:
+    """Runs procs and shows what they write. Their ranks are their places in `launches`."""
+
+    def __init__(self, launches: Mapping[str, LaunchOptions], address: str | None, grace: float) -> None:
+        self._launches, self._address, self._grace = launches, address, grace
+        self._ids = list(launches)
+        self._mail: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._screen = Screen(on_closed=lambda error: self._mail.put(partial(self._output_closed, error)))
+        self._launcher: RayProcLauncher | None = None
+        self._showing: threading.Thread | None = None
+        self._ports: list[ExitPort] = []
+        self._running = set(range(len(launches)))  # ranks
+        self._failures: list[tuple[int, ProcExitResult]] = []  # as they arrived
+        self._asked: int | None = None  # the signal on which we end the procs
+        self._unasked = 0  # failures before that
+        self._killing = False
+        self._verdict: int | None = None  # an exit code that has nothing to do with the procs'
+        self._over = False
+
+    def execute(self) -> int:
+        """Do all of it; the exit code."""
+        deliver_to(lambda number: self._mail.put(partial(self._signalled, number)))
+        threading.Thread(target=self._start, name="ray", daemon=True).start()
+        code = outcome.LAUNCHER_ERROR
+        try:
+            while not self._over:
+                self._mail.get()()
+            code = self._conclude()
+        finally:
+            self._leave(code)
+        return code
+
+    # -- other threads --------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        try:
+            connect(self._address)
+            launcher = RayProcLauncher(grace=self._grace)
+        except ConnectError as error:
+            self._mail.put(partial(self._give_up, str(error)))
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is said and not waited for
+            self._mail.put(partial(self._give_up, f"cannot start a session: {error}"))
+        else:
+            self._mail.put(partial(self._begin, launcher))
+        threading.Event().wait()  # for ever: see above
+
+    def _show(self, launcher: RayProcLauncher, view: View) -> None:
+        ranks = {proc_id: rank for rank, proc_id in enumerate(self._ids)}
+        try:
+            for chunk in launcher.follow(self._ids):
+                view.show(ranks[chunk.proc_id], _FDS[chunk.stream], chunk.data)
+            view.finish()
+        except OutputAbandonedError:
+            pass
+        except Exception as error:  # noqa: BLE001  # the procs go on without it
+            self._mail.put(partial(self._output_lost, error))
+        self._mail.put(self._output_ended)
+
+    def _hear_of(self, rank: int, result: ProcExitResult) -> None:
+        self._mail.put(partial(self._ended, rank, result))
+
+    # -- what may come --------------------------------------------------------------------------------------------
+
+    def _begin(self, launcher: RayProcLauncher) -> None:
+        self._launcher = launcher
+        try:
+            launched = launcher.launch_many(self._launches)
+        except ProcLauncherError as error:
+            self._give_up(str(error))
+            return
+        self._ports = [launched[proc_id].exit_port for proc_id in self._ids]
+        for rank, port in enumerate(self._ports):
+            port.add_done_callback(partial(self._hear_of, rank))
+        view: View = Plain(self._screen) if len(self._ids) == 1 else Prefixed(self._screen)
+        self._showing = threading.Thread(target=self._show, args=(launcher, view), name="output", daemon=True)
+        self._showing.start()
+
+    def _give_up(self, why: str) -> None:
+        self._screen.say(why)
+        self._verdict = outcome.LAUNCHER_ERROR
+        self._over = True
+
+    def _ended(self, rank: int, result: ProcExitResult) -> None:
+        self._running.discard(rank)
+        if not result.ok:
+            self._failures.append((rank, result))
+            if len(self._failures) == 1 and self._running:
+                self._later(_NOTICE, self._tell_of_first)
+        self._check_over()
+
+    def _output_ended(self) -> None:
+        self._showing = None
+        self._check_over()
+
+    def _output_lost(self, error: Exception) -> None:
+        self._screen.say(f"cannot read the output any more: {error}")
+        self._verdict = outcome.LAUNCHER_ERROR
+
+    def _output_closed(self, error: OSError) -> None:
+        """End quietly, as a program that wrote there itself would; after Ctrl-C the reader has just gone first."""
+        if self._ending:
+            return
+        self._verdict = outcome.BY_SIGNAL + signal.SIGPIPE
+        if error.errno not in (errno.EPIPE, errno.EIO):  # a full disk, not a reader or a terminal that is gone
+            self._screen.say(f"cannot write output: {error.strerror}")
+            self._verdict = outcome.LAUNCHER_ERROR
+        self._screen.abandoned.set()
+        self._terminate()
+
+    def _signalled(self, number: int) -> None:
+        """Only Ctrl-C escalates: a closing terminal, or a service manager, may well signal more than once."""
+        if self._launcher is None:
+            os._exit(outcome.BY_SIGNAL + number)  # nothing runs yet, and Ray's processes, if ours, end with this one
+        if self._asked is None:
+            self._asked, self._unasked = number, len(self._failures)
+            self._tell(f"terminating {_procs(len(self._running))}, Ctrl-C again to kill", number)
+            self._terminate()
+        elif number == signal.SIGINT and not self._killing:
+            self._killing = True
+            self._tell(f"killing {_procs(len(self._running))}", number)
+            self._kill()
+        elif number == signal.SIGINT:
+            self._hurry()
+
+    def _hurry(self) -> None:
+        """Somebody presses Ctrl-C on: show no more, and do not wait for what does not answer."""
+        if not self._screen.abandoned.is_set():
+            self._screen.abandoned.set()
+            self._later(_LEAVE_NOW, self._walk_out)
+            self._output_ended()
+
+    def _walk_out(self) -> None:
+        self._screen.say(f"not waiting for {_procs(len(self._running))} any longer")
+        self._verdict = outcome.BY_SIGNAL + signal.SIGKILL
+        self._over = True
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    @property
+    def _ending(self) -> bool:
+        return self._asked is not None or self._verdict is not None
+
+    def _check_over(self) -> None:
+        self._over = self._over or (not self._running and self._showing is None)
+
+    def _later(self, seconds: float, what: Callable[[], object]) -> None:
+        timer = threading.Timer(seconds, self._mail.put, [what])
+        timer.daemon = True
+        timer.start()
+
+    def _tell(self, text: str, number: int) -> None:
+        self._screen.say(text, after_control_c=number == signal.SIGINT)
+
+    def _terminate(self) -> None:
+        for rank in sorted(self._running):
+            self._request(lambda launcher, proc_id: launcher.terminate(proc_id, self._grace), rank)
+
+    def _kill(self) -> None:
+        for rank in sorted(self._running):
+            self._request(lambda launcher, proc_id: launcher.kill(proc_id), rank)
+
+    def _request(self, ask: Callable[[RayProcLauncher, str], object], rank: int) -> None:
+        if self._launcher is not None:
+            with contextlib.suppress(ProcLauncherError):  # the spawner is gone: the port will say so
+                ask(self._launcher, self._ids[rank])
+
+    def _conclude(self) -> int:
+        """Say what there is to say, and choose the exit code."""
+        if self._verdict is not None:
+            return self._verdict
+        if not self._failures:
+            return 0
+        rank, first = self._failures[0]
+        if self._asked is None or self._unasked:
+            self._summarise(self._failures[: self._unasked or None])
+        else:
+            if isinstance(first.kind, Failed):  # it had not been started yet
+                return outcome.BY_SIGNAL + self._asked
+            self._tell_who_was_killed()
+        return outcome.exit_code(first, self._ports[rank])
+
+    def _summarise(self, failures: list[tuple[int, ProcExitResult]]) -> None:
+        if len(self._ids) == 1:
+            text = outcome.summary_of_one(failures[0][1])
+        else:
+            text = outcome.summary_of_many(failures, len(self._ids))
+        if text is not None:
+            self._screen.say(text)
+
+    def _tell_of_first(self) -> None:
+        if self._running and not self._ending:
+            self._screen.say(outcome.notice(*self._failures[0], len(self._running)))
+
+    def _tell_who_was_killed(self) -> None:
+        killed = [rank for rank, result in self._failures if result.kind == Signaled(signal.SIGKILL)]
+        if killed and not self._killing:
+            self._screen.say(f"killed {_procs(len(killed))} that had not ended after {self._grace:g} s")
+
+    def _leave(self, code: int) -> None:
+        """Leave nothing behind, in bounded time. Signals have no effect any more."""
+        patience = _LEAVE_NOW if self._running and self._killing else _LEAVE
+        deadline = threading.Timer(patience, os._exit, [code])
+        deadline.daemon = True
+        deadline.start()
+        with contextlib.suppress(Exception):  # the cluster may be gone, and with it all that is to be ended
+            if self._launcher is not None:
+                self._launcher.close(0)
+            if self._showing is not None:
+                self._showing.join(1.0)  # unless it hangs in a write: not in Ray while that is shut down
+            ray.shutdown()
+        deadline.cancel()
+
+
+def _procs(count: int) -> str:
+    return "1 proc" if count == 1 else f"{count} procs"

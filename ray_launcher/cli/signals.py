@@ -1,0 +1,23 @@
+"""Signals as messages: what asks this process to end is handed on, and nothing is interrupted half-way."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from types import FrameType
+
+_ASK_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def deliver_to(receive: Callable[[int], object]) -> None:
+    """From now on `receive(number)` is called, in the main thread, for each signal that asks us to end.
+
+    What our parent has us ignore stays ignored, as under nohup.
+    """
+
+    def handler(number: int, _frame: FrameType | None) -> None:
+        receive(number)
+
+    for each in _ASK_TO_END:
+        if signal.getsignal(each) is not signal.SIG_IGN:
+            signal.signal(each, handler)
