@@ -27,7 +27,7 @@ def _leave(rig: Rig, shape: str, script: str) -> bytes:
 @pytest.mark.parametrize("shape", _LEFT.values(), ids=_LEFT.keys())
 def test_leftovers_get_a_term_that_they_can_act_on(make_rig: Callable[..., Rig], shape: str) -> None:
     rig = make_rig(leftover_grace=9999.0)
-    token = _leave(rig, shape, "trap 'echo bye; exit' TERM; sleep 9999 & echo $$; wait")
+    token = _leave(rig, shape, "trap 'echo bye; exit' TERM; echo $$; kill -STOP $$")
     assert rig.exit(token).value == 5
     assert rig.words(token, 2)[1] == "bye"
     rig.none_left()
