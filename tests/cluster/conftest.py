@@ -1,0 +1,61 @@
+"""One cluster of three nodes for the tests of this folder; they run first, because only one Ray can be connected."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ray_rig import RAYLET_ENV, Nodes, ended, shell
+
+import ray
+from ray_launcher import RayProcLauncher
+
+_HERE = Path(__file__).parent
+_up = contextlib.ExitStack()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """These first: the cluster of the other tests lives until the very end."""
+    items.sort(key=lambda item: _HERE not in item.path.parents)
+
+
+@pytest.hookimpl(trylast=True)  # after the fixtures of the test
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """Called for the tests of this folder; after the last one the cluster goes."""
+    if nextitem is None or _HERE not in nextitem.path.parents:
+        _up.close()
+
+
+@pytest.fixture(scope="session")
+def nodes() -> Iterator[Nodes]:
+    """The cluster."""
+    assert not ray.is_initialized(), "another test has connected this process already"
+    environ = _up.enter_context(pytest.MonkeyPatch.context())
+    for name, value in RAYLET_ENV.items():
+        environ.setenv(name, value)
+    nodes = Nodes()
+    _up.callback(nodes.shut_down)
+    for name in RAYLET_ENV.keys() - {"RAY_AUTH_TOKEN"}:  # which drivers need too
+        environ.delenv(name)
+    yield nodes
+    _up.close()
+
+
+@pytest.fixture(scope="session")
+def shared(nodes: Nodes) -> RayProcLauncher:
+    """A session for many tests, with its agents: a new one takes seconds. They must end what they launch."""
+    launcher = RayProcLauncher(grace=1)
+    _up.callback(launcher.close, 0)
+    for zone in nodes.ids():
+        assert ended(launcher.launch(f"first on {zone}", shell("exit", nodes.on(zone))).exit_port).ok
+    return launcher
+
+
+@pytest.fixture
+def launcher(nodes: Nodes) -> Iterator[RayProcLauncher]:
+    """A session for one test."""
+    with RayProcLauncher(grace=1) as launcher:
+        yield launcher
+        launcher.close(0)
