@@ -6,6 +6,8 @@ import logging
 import os
 import socket
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import ray
 
@@ -15,6 +17,7 @@ _HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0,
 _FRAME_HEADER = 9
 _SETTINGS = 4
 _LONGEST_REASON = 500
+_TRACEBACK = 5
 
 
 class ConnectError(Exception):
@@ -36,9 +39,10 @@ def connect(address: str | None) -> None:
     try:
         found = _resolve(asked)
         if found is None or not _answers(found, must=asked is not None):
-            _init("local")
+            ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
         else:
-            _init(address)
+            with _stderr_closed():
+                ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
     except ConnectError:
         raise
     except Exception as error:
@@ -47,12 +51,8 @@ def connect(address: str | None) -> None:
 
 def _quieten() -> None:
     warnings.simplefilter("ignore")
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
     os.environ.setdefault("RAY_USAGE_STATS_PROMPT_ENABLED", "0")
-
-
-def _init(address: str | None) -> None:
-    dashboard = False if address == "local" else None
-    ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, include_dashboard=dashboard)
 
 
 def _resolve(asked: str | None) -> str | None:
@@ -101,6 +101,22 @@ def _name(asked: str | None) -> str:
     return "a cluster" if asked in (None, "auto") else f"the cluster at {asked}"
 
 
+@contextmanager
+def _stderr_closed() -> Iterator[None]:
+    """Ray's C++ part tells of every attempt on file descriptor 2; there is nothing else to be said meanwhile."""
+    saved = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
 def _one_line(error: BaseException) -> str:
-    text = " ".join((str(error) or type(error).__name__).split())
+    """The cause that Ray saw rather than its own words; of a traceback, which is part of some texts, the end."""
+    lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
+    text = " ".join(lines if len(lines) < _TRACEBACK else lines[-1:]) or type(error).__name__
     return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."

@@ -45,31 +45,27 @@ def _exec_code(port: ExitPort) -> int:
 
 def summary_of_one(result: ProcExitResult) -> str | None:
     """None for what the program has said itself: its stderr has been shown, and its exit code is ours."""
-    if isinstance(result.kind, Exited):
-        return None
-    return f"the program {_ended(result)}" if isinstance(result.kind, Signaled) else str(result)
+    match result.kind:
+        case Failed(reason):
+            return reason or str(result)
+        case Signaled():
+            return f"the program was {result}"
+    return None
 
 
 def summary_of_many(failures: Sequence[tuple[int, ProcExitResult]], nprocs: int) -> str:
     """The first failure with its last words, and who else failed. `failures`: (rank, result), in order of arrival."""
     rank, first = failures[0]
-    text = f"rank {rank} of {nprocs} {_ended(first)}"
+    text = f"rank {rank} of {nprocs}"
     if len(failures) > 1:
-        others = sorted(rank for rank, _ in failures[1:])
-        named = ", ".join(map(str, others[:_RANKS_NAMED])) + (", ..." if len(others) > _RANKS_NAMED else "")
-        text += f", the first of {len(failures)} that failed (then {named})"
-    if first.stderr_tail:
-        tail = "".join(f"\n  {line}" for line in first.stderr_tail[-TAIL_LINES:])
-        text += f"; its last lines on stderr:{tail}"
-    return text
+        ranks = sorted(rank for rank, _ in failures)
+        named = ", ".join(map(str, ranks[:_RANKS_NAMED])) + (", ..." if len(ranks) > _RANKS_NAMED else "")
+        text = f"{len(failures)} of {nprocs} ranks failed ({named}), the first of them rank {rank}"
+    tail = (first.stderr_tail or [])[-TAIL_LINES:]
+    return "\n".join([f"{text}: {first}", *(f"  {line}" for line in tail)])
 
 
 def notice(rank: int, result: ProcExitResult, running: int) -> str:
-    """The first failure at the moment when it happens, for those who watch the others go on."""
+    """The first failure soon after it happened, for those who watch the others go on."""
     others = "1 other runs on" if running == 1 else f"{running} others run on"
-    return f"rank {rank} {_ended(result)}; {others}"
-
-
-def _ended(result: ProcExitResult) -> str:
-    verb = "was " if isinstance(result.kind, Signaled) else ""
-    return f"{verb}{result}"
+    return f"rank {rank}: {result}; {others}"
