@@ -66,8 +66,8 @@ def start(
     """
     seconds = (orphan_grace, end_grace, leftover_grace, kill_bound)
     command = [sys.executable, "-I", "-S", str(_MAIN), str(directory), str(raylet), *map(str, seconds)]
-    with open(directory / _LOG, "ab", opener=lambda name, flags: os.open(name, flags, 0o600)) as log:
-        try:
+    try:
+        with open(directory / _LOG, "ab", opener=lambda name, flags: os.open(name, flags, 0o600)) as log:
             done = subprocess.run(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -79,8 +79,8 @@ def start(
                 timeout=30,
                 check=False,
             )
-        except (OSError, subprocess.SubprocessError) as error:
-            raise SupervisorError(f"cannot start the supervisor: {error}") from error
+    except (OSError, subprocess.SubprocessError) as error:
+        raise SupervisorError(f"cannot start the supervisor: {error}") from error
     if not done.stdout.strip():  # not the exit status: a Ray worker may ignore SIGCHLD, and then it is always 0
         raise SupervisorError(f"the supervisor did not start: {last_words(directory) or done.returncode}")
 

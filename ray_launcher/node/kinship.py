@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from ray_launcher.node.timers import Timer
 
 
+#: Seconds for which a process may seem to be within an exec; one that has wiped out its arguments does so for ever.
+_PATIENCE = 1.0
+
+
 class Proc:
     """One launch, from its exec until nothing of its tree is left. Keeps nothing of its argv and environment."""
 
@@ -57,6 +61,8 @@ class Kinship:
     """Tells whose a process is. Leaders and strays are ours until we reap them, so their pids cannot be another's."""
 
     def __init__(self) -> None:
+        self.unclear = False  # the last look met a stray that does not tell whose it is, yet: look again soon
+        self._halfway: dict[tuple[int, int], float] = {}  # such strays, and since when
         self.leaders: dict[int, Proc] = {}  # by pid, until reaped
         self._by_token: dict[bytes, Proc] = {}  # until nothing of the tree is left
         self._by_session: dict[int, Proc] = {}
@@ -80,7 +86,8 @@ class Kinship:
         return list(self._by_token.values())
 
     def strays(self) -> list[Stat]:
-        """Our children that are no leaders, zombies left out."""
+        """Our children that are no leaders, zombies left out. This begins a look at them."""
+        self.unclear = False
         found = (proctable.stat(pid) for pid in proctable.children(os.getpid()) if pid not in self.leaders)
         return [stat for stat in found if stat is not None and stat.alive]
 
@@ -95,11 +102,19 @@ class Kinship:
         """Whose stray it is; None when nothing tells, or nothing else of that proc is known any more."""
         proc = self._by_session.get(stray.session)
         if proc is None:
-            cookie = proctable.cookie(stray.pid)
-            proc = self._by_token.get(cookie.rsplit(b"/", 1)[-1]) if cookie is not None else None
+            proc = self._by_cookie(stray)
         if proc is None:
             proc = self._sampled.get(stray.key)
         return proc if proc is not None and proc.token in self._by_token else None
+
+    def _by_cookie(self, stray: Stat) -> Proc | None:
+        try:
+            cookie = proctable.cookie(stray.pid)
+        except proctable.HalfwayError:
+            since = self._halfway.setdefault(stray.key, time.monotonic())
+            self.unclear = self.unclear or time.monotonic() < since + _PATIENCE
+            return None
+        return self._by_token.get(cookie.rsplit(b"/", 1)[-1]) if cookie is not None else None
 
     def sample(self) -> None:
         """Note who descends from whom, for the day when a process has neither parent, session nor cookie."""
@@ -116,3 +131,4 @@ class Kinship:
                     sampled[member.key] = proc
                     family.extend(below.get(member.pid, ()))
         self._sampled = sampled
+        self._halfway = {key: since for key, since in self._halfway.items() if key[0] in table}

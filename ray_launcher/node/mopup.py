@@ -1,12 +1,13 @@
-"""The last resort of an agent whose supervisor and guard were both killed: find what they left by its cookie."""
+"""The last resort of an agent whose supervisor was killed: find what it, and its guard if that was too, have left."""
 
 from __future__ import annotations
 
 import signal
 import time
 from collections.abc import Collection
+from pathlib import Path
 
-from ray_launcher.node import proctable
+from ray_launcher.node import logfiles, proctable
 
 
 def mop_up(cookies: Collection[bytes], timeout: float) -> bool:
@@ -16,14 +17,30 @@ def mop_up(cookies: Collection[bytes], timeout: float) -> bool:
     and whose parents are gone cannot be found any more.
     """
     deadline = time.monotonic() + timeout
-    while True:
-        found = [stat for stat in proctable.snapshot().values() if stat.alive and proctable.cookie(stat.pid) in cookies]
+    looks = 0  # in a row without finding one: within an exec a process does not show its cookie
+    while looks < 2:
+        found = [stat for stat in proctable.snapshot().values() if stat.alive and _cookie(stat.pid) in cookies]
         for stat in found:
             for pid in proctable.descendants(stat.pid):
                 below = proctable.stat(pid)
                 if below is not None:
                     proctable.send(below, signal.SIGKILL)
             proctable.send(stat, signal.SIGKILL)
-        if not found or time.monotonic() >= deadline:
-            return not found
+        if found and time.monotonic() >= deadline:
+            return False
+        looks = 0 if found else looks + 1
         time.sleep(0.01)  # the kernel takes a moment to carry a SIGKILL out
+    return True
+
+
+def _cookie(pid: int) -> bytes | None:
+    try:
+        return proctable.cookie(pid)
+    except proctable.HalfwayError:  # or a thread of the kernel's
+        return None
+
+
+def remove_spare(logs: Path, supervisor: int) -> None:
+    """Remove the log files that this supervisor had set aside."""
+    for path in logs.glob(f"{logfiles.PREFIX.decode()}{supervisor}-*"):
+        path.unlink(missing_ok=True)

@@ -25,6 +25,8 @@ SAMPLE_PERIOD = 2.5
 _ROUNDS = 64
 _ROUNDS_SECONDS = 0.1
 _AGAIN = 0.05
+#: Seconds after which a process that was within an exec is looked at again.
+_SOON = 0.005
 #: Looks for leftovers take at most the 1 + Nth part of the time, however many exits there are.
 _SWEEP_REST = 4
 
@@ -101,7 +103,7 @@ class Procs:
         proc.kill_at = min(proc.kill_at, now)
         proc.kill_until = min(proc.kill_until, now + self._kill_bound)
         left = self._kill_all(proc)
-        if proc.exited and not left:
+        if proc.exited and not left and not self._kinship.unclear:
             self._gone(proc)
         elif now >= proc.kill_until:
             self._give_up(proc, left)
@@ -179,9 +181,11 @@ class Procs:
         began = time.monotonic()
         self._sweeper = None
         owned = self._kinship.strays_by_owner()
+        unclear = self._kinship.unclear
         for proc in list(self._dying):
             if proc not in owned:
-                self._gone(proc)
+                if not unclear:
+                    self._gone(proc)
             elif proc.kill_at <= began:
                 self.kill(proc)
             else:
@@ -190,6 +194,8 @@ class Procs:
                 self._kill_after(proc, self._leftover_grace)
         now = time.monotonic()
         self._rest_until = now + _SWEEP_REST * (now - began)
+        if unclear and self._dying:
+            self._sweeper = self._timers.at(max(self._rest_until, now + _SOON), self._sweep)
 
     def _gone(self, proc: Proc) -> None:
         self._forget(proc)

@@ -76,11 +76,20 @@ def snapshot() -> dict[int, Stat]:
     return {pid: found for pid in pids if (found := stat(pid)) is not None}
 
 
+class HalfwayError(Exception):
+    """The process is within an exec: it has its new memory, and no arguments or environment in it yet."""
+
+
 def cookie(pid: int) -> bytes | None:
-    """The launch cookie in the environment that `pid` was exec'ed with; None when it has none or hides it."""
+    """The launch cookie in the environment that `pid` was exec'ed with; None when it has none or hides it.
+
+    Raises `HalfwayError` when that cannot be told at this moment.
+    """
     data = _read(f"/proc/{pid}/environ")
     if data is None:
         return None
+    if not data and _read(f"/proc/{pid}/cmdline") == b"":
+        raise HalfwayError
     at = (b"\0" + data).find(b"\0" + COOKIE)
     return None if at < 0 else data[at + len(COOKIE) :].split(b"\0", 1)[0]
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from node_rig import Rig, marked, running, until
@@ -80,4 +83,19 @@ def test_leftovers_of_many_procs_are_swept_each_in_its_turn(make_rig: Callable[.
     rig = make_rig(leftover_grace=0.1)
     tokens = [rig.sh("(trap '' TERM; exec sleep 9999) & exit 5") for _ in range(100)]
     assert {rig.exit(token).value for token in tokens} == {5}
+    rig.none_left()
+
+
+def test_leftovers_that_exec_all_the_time_are_swept_too(make_rig: Callable[..., Rig], tmp_path: Path) -> None:
+    """Within an exec a process shows no environment, and so not whose it is."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    source = "#include <unistd.h>\nint main(int n, char **argv) { (void)n; execv(argv[0], argv); return 1; }\n"
+    (tmp_path / "again.c").write_text(source)
+    subprocess.run([compiler, "-static", "-o", tmp_path / "again", tmp_path / "again.c"], check=True)
+    rig = make_rig(leftover_grace=0.1)
+    for _ in range(10):
+        tokens = [rig.sh(f"trap '' TERM; setsid {tmp_path}/again $0 & exit 5") for _ in range(4)]
+        assert {rig.exit(token).value for token in tokens} == {5}
     rig.none_left()

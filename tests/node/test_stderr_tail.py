@@ -61,7 +61,7 @@ def test_the_largest_tail_that_can_be_asked_for_arrives(rig: Rig) -> None:
 
 def test_a_grandchild_that_holds_stderr_open_does_not_delay_the_report(make_rig: Callable[..., Rig]) -> None:
     rig = make_rig(leftover_grace=9999.0)
-    token = rig.sh("(trap '' TERM; echo $$; exec sleep 9999) & read x </proc/$$/fd/1; echo bye >&2")
+    token = rig.sh("(trap '' TERM; echo $$; exec sleep 9999) & until test -s /proc/$$/fd/1; do :; done; echo bye >&2")
     assert rig.exit(token).tail == ["bye"]
     assert marked(rig.marker)
 
@@ -83,6 +83,14 @@ def test_a_log_that_another_launch_wrote_to_before_gives_only_what_is_new(rig: R
 
 
 # -- files used again ------------------------------------------------------------------------------------------------
+
+
+def _stopped(rig: Rig) -> bytes:
+    """A proc that has its log files and waits for SIGCONT to end."""
+    token = rig.sh("kill -STOP $$")
+    _, pid, _ = rig.wire.verb(b"started")
+    until(lambda: stat(int(pid))[0] == "T", "it is stopped")
+    return token
 
 
 def _spare(rig: Rig) -> list[Path]:
@@ -120,8 +128,7 @@ def test_a_writer_that_escaped_never_writes_into_another_launchs_log(rig: Rig, t
     rig.exit(rig.python(_STRANGER, str(pipe)))
     for _ in range(3):
         assert rig.exit(rig.sh("exit 0")).tail == []
-    tokens = [rig.sh("kill -STOP $$") for _ in range(8)]
-    until(lambda: all(rig.log(token, "err").exists() for token in tokens), "their logs are there")
+    tokens = [_stopped(rig) for _ in range(8)]
     pipe.write_text("cue\n")
     assert pipe.read_text() == "done\n"
     for token in tokens:
@@ -131,8 +138,7 @@ def test_a_writer_that_escaped_never_writes_into_another_launchs_log(rig: Rig, t
 
 @pytest.mark.parametrize("stream", ["out", "err"])
 def test_a_log_that_somebody_has_open_is_not_used_again(rig: Rig, stream: str) -> None:
-    token = rig.sh("kill -STOP $$")
-    until(rig.log(token, "err").exists, "its logs are there")
+    token = _stopped(rig)
     with open(rig.log(token, stream), "ab", buffering=0) as intruder:
         rig.wire.send(b"signal", token, b"%d" % signal.SIGCONT)
         rig.exit(token)
