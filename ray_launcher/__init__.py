@@ -24,6 +24,7 @@ from ray_launcher.exits import (
     StdioHandling,
     decode_exit,
 )
+from ray_launcher.info import ProcInfo, ProcState
 from ray_launcher.launcher import ActorProcLauncher, LaunchResult, ProcLauncher
 from ray_launcher.logs import LogChunk
 from ray_launcher.options import LaunchOptions, Placement, ProcBind
@@ -49,9 +50,11 @@ __all__ = [
     "ProcBind",
     "ProcExitKind",
     "ProcExitResult",
+    "ProcInfo",
     "ProcLauncher",
     "ProcLauncherError",
     "ProcSpawner",
+    "ProcState",
     "RayProcLauncher",
     "Signaled",
     "StdioHandling",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import atexit
 import contextlib
 import re
+import signal
 import threading
 import uuid
 import weakref
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import fields
+from datetime import datetime, timezone
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +23,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_launcher.cluster.spawner import ClusterSpawner
 from ray_launcher.cluster.wire import NAMESPACE, SessionInfo
-from ray_launcher.errors import LaunchError, ProcLauncherError, UnknownProcError
+from ray_launcher.errors import KillError, LaunchError, ProcLauncherError, UnknownProcError
 from ray_launcher.exits import ProcExitResult
-from ray_launcher.launcher import ActorProcLauncher
+from ray_launcher.info import ProcInfo
+from ray_launcher.launcher import ActorProcLauncher, LaunchResult
 from ray_launcher.logs import LogChunk, LogStreams, lines_of
 from ray_launcher.options import LaunchOptions, Placement, check_proc_id, check_timeout
-from ray_launcher.port import gone_because
+from ray_launcher.port import ExitPort, gone_because
 from ray_launcher.spawner import LaunchKey, start_spawner
 
 if TYPE_CHECKING:
@@ -102,6 +105,38 @@ class RayProcLauncher(ActorProcLauncher):
             with contextlib.suppress(Exception):
                 ray.kill(self._spawner)
 
+    def end(self, grace: float = 10) -> None:
+        """End the session whoever else uses it; the same as `close` for one that is not detached."""
+        self.close(grace)
+
+    def procs(self) -> list[ProcInfo]:
+        """Every proc of the session, and the last 1,000 that have ended. Raises `ProcLauncherError`."""
+        infos: list[ProcInfo] = self._answer("infos")
+        return infos
+
+    def attach(self, proc_id: str) -> LaunchResult:
+        """A proc of the session with an exit port of its own, whoever launched it; also one that ended lately.
+
+        Raises `UnknownProcError` for an id that is not known, or no more, and `ProcLauncherError`.
+        """
+        proc_id = check_proc_id(proc_id)
+        found = {info.proc_id: info for info in self.procs()}.get(proc_id)
+        if found is None:
+            raise UnknownProcError(f"no proc {proc_id!r} in session {self.session}")
+        port = ExitPort(self._ask("await_end", proc_id))
+        return LaunchResult(proc_id, port, found.pid, found.started_at or datetime.now(timezone.utc))
+
+    def signal(self, proc_id: str, signum: int) -> None:
+        """Request signal `signum` (1 to 64) for every process of a proc; nothing for one that does not run.
+
+        Raises TypeError or ValueError, `KillError` when the spawner is gone.
+        """
+        proc_id, signum = check_proc_id(proc_id), _check_signal(signum)
+        gone = self._why_gone()
+        if gone is not None:
+            raise KillError(f"cannot reach the spawner: it is gone ({gone})")
+        self._ask("signal", proc_id, signum)
+
     def logs(
         self, proc_id: str, stream: str = "stdout", follow: bool = False, tail: int | None = None
     ) -> Iterator[str]:
@@ -125,18 +160,18 @@ class RayProcLauncher(ActorProcLauncher):
     def follow(self, proc_ids: Iterable[str]) -> Iterator[LogChunk]:
         """What procs write to both streams, as it comes and as bytes, until all of them have ended and all is read.
 
-        One thread and one call per node serve any number of procs.
+        One thread and a few calls per node serve any number of procs.
         """
         self._check_open()
         locations = {proc_id: self._ask("locate", proc_id, True) for proc_id in proc_ids}
         return iter(LogStreams(self.session, locations, ("stdout", "stderr"), self._connected, follow=True))
 
+    def _answer(self, method: str, *args: object) -> Any:
+        self._check_open()
+        return _got(self._ask(method, *args))
+
     def _check_known(self, proc_id: str, location: ObjectRef[Any]) -> None:
-        try:
-            known = ray.get(location) is not None
-        except RayError as error:
-            raise ProcLauncherError(f"cannot reach the spawner: it is gone ({gone_because(error)})") from None
-        if not known:
+        if _got(location) is None:
             raise UnknownProcError(f"no proc {proc_id!r} in session {self.session}")
 
     def _check_open(self) -> None:
@@ -199,6 +234,21 @@ def _plain(opts: LaunchOptions) -> LaunchOptions:
     placement = Placement(**{each.name: getattr(opts.placement, each.name) for each in fields(Placement)})
     values = {each.name: getattr(opts, each.name) for each in fields(LaunchOptions)}
     return LaunchOptions(**{**values, "placement": placement})
+
+
+def _got(ref: ObjectRef[Any]) -> Any:
+    try:
+        return ray.get(ref)
+    except RayError as error:
+        raise ProcLauncherError(f"cannot reach the spawner: it is gone ({gone_because(error)})") from None
+
+
+def _check_signal(signum: object) -> int:
+    if isinstance(signum, bool) or not isinstance(signum, int):
+        raise TypeError(f"signum must be a signal number such as signal.SIGUSR1, not {type(signum).__name__}")
+    if signum not in signal.valid_signals():
+        raise ValueError(f"signum must be a signal of this system (see signal.valid_signals()), not {signum}")
+    return int(signum)
 
 
 def _check_tail(tail: object) -> None:

@@ -16,11 +16,11 @@ from ray.exceptions import ActorUnavailableError, RayError
 
 from ray_launcher.cluster.environment import additions, base_environ, raylet_environ, removals
 from ray_launcher.cluster.follow import read_logs, tail_offset
-from ray_launcher.cluster.wire import Exit, Launch, Request, SessionInfo, log_name
+from ray_launcher.cluster.wire import Exit, Launch, Request, SessionInfo, Signal, Started, log_name
 from ray_launcher.exits import ExitReport
 from ray_launcher.node import client
 from ray_launcher.node.client import Client
-from ray_launcher.node.mopup import mop_up
+from ray_launcher.node.mopup import mop_up, remove_spare
 from ray_launcher.node.protocol import ProtocolError
 from ray_launcher.node.spec import Spec
 
@@ -49,10 +49,11 @@ class Agent:
         self._directory = Path(tempfile.gettempdir()) / f"ray-launcher-{os.geteuid()}" / name
         self._cwd = str(Path.cwd())
         self._client: Client | None = None
+        self._supervisor_pid = 0
         self._starting = asyncio.Lock()
         self._ending = False
         self._live: set[str] = set()
-        self._exits: list[Exit] = []
+        self._untold: list[Started | Exit] = []
         self._delivered = 0
         self._news = asyncio.Event()
         self._held: set[str] = set()  # launches that the answer to `post` waits for
@@ -64,13 +65,13 @@ class Agent:
     # -- for the spawner ------------------------------------------------------------------------------------------
 
     async def post(self, messages: bytes, delivered: int) -> bytes:
-        """Take a pickled list of messages on, in order; returns a pickled list of exits, as `poll` does.
+        """Take a pickled list of messages on, in order; returns a pickled list of news, as `poll` does.
 
         Calls must not overlap. The answer waits a moment for the ends of what was launched: a short proc then costs
         one call instead of two, and under load the messages that come meanwhile share the next one.
         """
         self._acknowledge(delivered)
-        batch: list[Launch | Request] = pickle.loads(messages)  # noqa: S301  # from our own spawner
+        batch: list[Launch | Request | Signal] = pickle.loads(messages)  # noqa: S301  # from our own spawner
         await self._hand_on(batch)
         fresh = {message.token for message in batch if isinstance(message, Launch)} & self._live
         if fresh:
@@ -82,16 +83,20 @@ class Agent:
         return self._collect()
 
     async def poll(self, delivered: int) -> bytes:
-        """Wait for exits and return them, pickled; those up to number `delivered` are known to have arrived."""
+        """Wait for news and return it, pickled; exits up to number `delivered` are known to have arrived."""
         self._acknowledge(delivered)
-        while not self._exits or self._holding is not None:
+        while not self._untold or self._holding is not None:
             self._news.clear()
             await self._news.wait()
         return self._collect()
 
-    async def read(self, wants: dict[str, int], live: set[str]) -> dict[str, tuple[bytes, bool]]:
-        """New bytes of log files, see `follow.read_logs`; `wants` is {file name: offset}, `live` tokens end a wait."""
-        return await read_logs(self._logs, wants, lambda: live <= self._live)
+    async def read(self, wants: dict[str, tuple[int, str]]) -> dict[str, tuple[bytes, bool]]:
+        """New bytes of log files, see `follow.read_logs`.
+
+        `wants` is {file name: (offset, token)}: while the proc of that token lives, there may come more.
+        """
+        offsets = {name: offset for name, (offset, _) in wants.items()}
+        return await read_logs(self._logs, offsets, lambda name: wants[name][1] in self._live)
 
     async def tails(self, names: list[str], lines: int) -> dict[str, int]:
         """Where the last so many lines of log files begin, by file name: an offset for `read`."""
@@ -121,12 +126,18 @@ class Agent:
             self._client.send(b"ack", b"%d" % delivered)
 
     def _collect(self) -> bytes:
-        exits, self._exits = self._exits, []
-        return pickle.dumps(exits)
+        news, self._untold = self._untold, []
+        return pickle.dumps(news)
+
+    def _started(self, fields: list[bytes]) -> None:
+        for token, pid, when in zip(fields[::3], fields[1::3], fields[2::3], strict=True):
+            self._untold.append(Started(token.decode(), int(pid), float(when)))
+        if self._holding is None:
+            self._news.set()
 
     def _exited(self, exit_: Exit) -> None:
         self._live.discard(exit_.token)
-        self._exits.append(exit_)
+        self._untold.append(exit_)
         self._held.discard(exit_.token)
         if self._holding is None:
             self._news.set()
@@ -139,7 +150,7 @@ class Agent:
 
     # -- the supervisor -------------------------------------------------------------------------------------------
 
-    async def _hand_on(self, batch: list[Launch | Request]) -> None:
+    async def _hand_on(self, batch: list[Launch | Request | Signal]) -> None:
         try:
             supervisor = await self._supervisor()
         except (client.SupervisorError, OSError) as error:
@@ -149,6 +160,8 @@ class Agent:
         for message in batch:
             if isinstance(message, Launch):
                 self._launch(supervisor, message)
+            elif isinstance(message, Signal):
+                supervisor.send(b"signal", message.token.encode(), b"%d" % message.signum)
             elif message.timeout is None:
                 supervisor.send(b"kill", message.token.encode())
             else:
@@ -204,6 +217,10 @@ class Agent:
     def _on_frame(self, verb: bytes, fields: list[bytes]) -> None:
         if verb == b"exit":
             self._exited(_exit(fields))
+        elif verb == b"started":
+            self._started(fields)
+        elif verb == b"hello":
+            self._supervisor_pid = int(fields[0])
         elif verb == b"note":
             _logger.warning("%s", fields[0].decode(errors="replace"))
 
@@ -222,6 +239,8 @@ class Agent:
         for token in list(self._live):
             self._exited(Exit(0, token, _failed(reason)))
         client.remove_directory(self._directory)
+        if self._supervisor_pid:
+            remove_spare(self._logs, self._supervisor_pid)
         self._gone.set()
 
     def _cookie(self, token: str) -> str:

@@ -8,27 +8,46 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-#: Seconds between two looks at files that somebody follows.
-_LOOK = 0.03
-#: Bytes of one file in one answer.
-_CHUNK = 1 << 20
+#: Seconds between two looks at files that somebody follows, and at most this share of the time for looking.
+_LOOK, _SHARE = 0.03, 0.1
+#: Seconds after which an answer without news is given: who asked may have more files to ask for by then.
+_PATIENCE = 2.0
+#: Bytes of one file, and of all files, in one answer; of one look at the end of a file.
+_CHUNK, _ANSWER = 1 << 20, 4 << 20
+
+News = dict[str, tuple[bytes, bool]]
 
 
-async def read_logs(directory: Path, wants: dict[str, int], live: Callable[[], bool]) -> dict[str, tuple[bytes, bool]]:
-    """What the files hold behind the wanted offsets: {name: (bytes, at the end)} for those with news.
+async def read_logs(directory: Path, wants: dict[str, int], live: Callable[[str], bool]) -> News:
+    """What the files hold behind the wanted offsets: {name: (bytes, whether that is all)} for those with news.
 
-    wants: {file name in `directory`: offset in bytes}; a missing file is an empty one.
-    Waits until there is news: bytes, or that `live()` has become false. "At the end" is true for every file once it
-    is false and all has been read; ask again for the rest otherwise.
+    wants: {file name in `directory`: offset in bytes}; a missing file is an empty one.  live: whether the file of this
+    name may still grow. Waits a while for news: bytes, or that a file does not grow any more. Files for which there is
+    no room in the answer are left out; ask for them first the next time.
     """
+    loop = asyncio.get_running_loop()
+    give_up = loop.time() + _PATIENCE
     while True:
-        alive = live()  # asked before the files are read: what was written before the end is then seen
-        news = {name: data for name, offset in wants.items() if (data := _read(directory / name, offset))}
-        if not alive:
-            return {name: (news.get(name, b""), len(news.get(name, b"")) < _CHUNK) for name in wants}
-        if news:
-            return {name: (data, False) for name, data in news.items()}
-        await asyncio.sleep(_LOOK)
+        began = loop.time()
+        news = _look(directory, wants, live)
+        now = loop.time()
+        if news or now >= give_up:
+            return news
+        await asyncio.sleep(max(_LOOK, (now - began) / _SHARE))
+
+
+def _look(directory: Path, wants: dict[str, int], live: Callable[[str], bool]) -> News:
+    news: News = {}
+    room = _ANSWER
+    for name, offset in wants.items():
+        if room <= 0:
+            break
+        growing = live(name)  # asked before the file is read: what was written before the end is then seen
+        data = _read(directory / name, offset)
+        room -= len(data)
+        if data or not growing:
+            news[name] = (data, not growing and len(data) < _CHUNK)
+    return news
 
 
 def tail_offset(path: Path, lines: int) -> int:

@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_launcher.cluster.agent import Agent
 from ray_launcher.cluster.nodes import Node
-from ray_launcher.cluster.wire import NAMESPACE, Exit, Launch, Request, SessionInfo
+from ray_launcher.cluster.wire import NAMESPACE, Exit, Launch, Request, SessionInfo, Signal, Started
 from ray_launcher.exits import ExitReport
 from ray_launcher.port import gone_because
 
@@ -26,23 +26,23 @@ LAST_ANSWERS = 5.0
 
 
 class Link:
-    """Starts the agent of `node` and talks to it. `on_exit(token, report)` is called once per launch."""
+    """Starts the agent of `node` and talks to it. `on_news` gets one `Exit` per launch, perhaps a `Started`."""
 
     def __init__(
         self,
         session: SessionInfo,
         node: Node,
         agent_env: dict[str, Any],
-        on_exit: Callable[[str, ExitReport], None],
+        on_news: Callable[[Started | Exit], None],
         on_lost: Callable[[Link], None],
     ) -> None:
         self.node = node
         self.launches: set[str] = set()  # tokens without an exit
-        self._on_exit = on_exit
+        self._on_news = on_news
         self._on_lost = on_lost
         self._lost = False
         self._delivered = 0
-        self._outbox: list[Launch | Request] = []
+        self._outbox: list[Launch | Request | Signal] = []
         self._mail = asyncio.Event()
         self._sent = self._arrived = 0  # messages
         self._arrivals: list[tuple[int, asyncio.Future[None]]] = []  # who waits for how many to have arrived
@@ -55,7 +55,7 @@ class Link:
         self.launches.add(message.token)
         self._send(message)
 
-    def request(self, message: Request) -> None:
+    def request(self, message: Request | Signal) -> None:
         """Send, if its launch has not ended."""
         if message.token in self.launches:
             self._send(message)
@@ -81,7 +81,7 @@ class Link:
         ray.kill(self.agent)
         self._abandon("the session ended")
 
-    def _send(self, message: Launch | Request) -> None:
+    def _send(self, message: Launch | Request | Signal) -> None:
         self._sent += 1
         self._outbox.append(message)
         self._mail.set()
@@ -100,10 +100,13 @@ class Link:
         while True:
             self._take(await self.agent.poll.remote(self._delivered))
 
-    def _take(self, exits: bytes) -> None:
-        for exit_ in pickle.loads(exits):  # noqa: S301  # from our own agent
-            self._delivered = max(self._delivered, exit_.sequence)
-            self._exited(exit_)
+    def _take(self, answer: bytes) -> None:
+        for news in pickle.loads(answer):  # noqa: S301  # from our own agent
+            if isinstance(news, Exit):
+                self._delivered = max(self._delivered, news.sequence)
+                self._exited(news)
+            elif news.token in self.launches:
+                self._on_news(news)
 
     async def _run(self, loop: Callable[[], Any]) -> None:
         try:
@@ -118,7 +121,7 @@ class Link:
     def _exited(self, exit_: Exit) -> None:
         if exit_.token in self.launches:
             self.launches.remove(exit_.token)
-            self._on_exit(exit_.token, exit_.report)
+            self._on_news(exit_)
             if self._emptied is not None and not self.launches and not self._emptied.done():
                 self._emptied.set_result(None)
 
@@ -152,6 +155,7 @@ def start_agent(session: SessionInfo, node: Node, runtime_env: dict[str, Any]) -
             lifetime="detached",
             num_cpus=0,
             max_concurrency=1000,
+            enable_task_events=False,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False),
             runtime_env={**runtime_env, "env_vars": env_vars},
         )

@@ -43,6 +43,23 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
+class Signal:
+    """Send signal `signum` to the processes of launch `token`."""
+
+    token: str
+    signum: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Started:
+    """Launch `token` runs as process `pid` since `when` (`time.time` of its node)."""
+
+    token: str
+    pid: int
+    when: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Exit:
     """Report number `sequence` of an agent: launch `token` has ended."""
 

@@ -1,0 +1,102 @@
+"""Who is who in a session: its living procs by id and by token, and the last of those that have ended."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+import uuid
+from collections import OrderedDict
+from datetime import datetime, timezone
+
+from ray_launcher.cluster.link import Link
+from ray_launcher.exits import ExitReport, ProcExitResult, decode_exit
+from ray_launcher.info import ProcInfo, ProcState
+
+#: Ended procs that are remembered: their results, and where their logs are.
+HISTORY = 1000
+
+
+@dataclasses.dataclass(eq=False)
+class Proc:
+    """One launch of a proc, as the spawner sees it. Times are those of `time.time`."""
+
+    proc_id: str
+    end: asyncio.Future[ExitReport]
+    token: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+    link: Link | None = None  # None: its node is not chosen yet
+    placed: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    asked_to_end: bool = False
+    pid: int | None = None
+    started: float | None = None
+    exited: float | None = None
+
+    def finish(self, report: ExitReport) -> None:
+        """The one end; a second does nothing."""
+        if not self.end.done():
+            self.exited = time.time()
+            self.end.set_result(report)
+
+    def info(self) -> ProcInfo:
+        """What there is to know of it now."""
+        node = None if self.link is None else self.link.node
+        return ProcInfo(
+            proc_id=self.proc_id,
+            state=self._state(),
+            node_id=None if node is None else node.node_id,
+            node_ip=None if node is None else node.ip,
+            pid=self.pid,
+            started_at=_utc(self.started),
+            exited_at=_utc(self.exited),
+            result=self._result(),
+        )
+
+    def _state(self) -> ProcState:
+        if self.end.done():
+            return "EXITED"
+        if self.link is None:
+            return "PENDING"
+        if self.asked_to_end:
+            return "TERMINATING"
+        return "STARTING" if self.pid is None else "RUNNING"
+
+    def _result(self) -> ProcExitResult | None:
+        return decode_exit(self.end.result()) if self.end.done() and not self.end.cancelled() else None
+
+
+class Roster:
+    """The procs of one session."""
+
+    def __init__(self) -> None:
+        self.living: dict[str, Proc] = {}
+        self._by_token: dict[str, Proc] = {}
+        self._ended: OrderedDict[str, Proc] = OrderedDict()
+
+    def add(self, proc: Proc) -> None:
+        """A launch begins; its id must be free."""
+        self.living[proc.proc_id] = self._by_token[proc.token] = proc
+
+    def end(self, proc: Proc) -> None:
+        """Its result is on its way to the launcher: the id is free again."""
+        del self.living[proc.proc_id], self._by_token[proc.token]
+        self._ended[proc.proc_id] = proc
+        self._ended.move_to_end(proc.proc_id)
+        if len(self._ended) > HISTORY:
+            self._ended.popitem(last=False)
+
+    def find(self, proc_id: str) -> Proc | None:
+        """The living one of that name, else the last that ended, if it is remembered."""
+        return self.living.get(proc_id) or self._ended.get(proc_id)
+
+    def by_token(self, token: str) -> Proc | None:
+        """The living launch of that token."""
+        return self._by_token.get(token)
+
+    def infos(self) -> list[ProcInfo]:
+        """All that are known, the ended ones first, each in order of their launches or ends."""
+        ended = [proc for proc_id, proc in self._ended.items() if proc_id not in self.living]
+        return [proc.info() for proc in (*ended, *self.living.values())]
+
+
+def _utc(stamp: float | None) -> datetime | None:
+    return None if stamp is None else datetime.fromtimestamp(stamp, timezone.utc)
