@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 from ray_rig import RAYLET_ENV, Nodes, ended, shell
 
-import ray
 from ray_launcher import RayProcLauncher
 
 _HERE = Path(__file__).parent

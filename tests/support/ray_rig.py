@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ray
 from node_rig import running, until
 from ray.cluster_utils import Cluster
 
-import ray
 from ray_launcher import ExitPort, LaunchOptions, Placement, ProcExitResult, RayProcLauncher
 from ray_launcher.cluster.wire import NAMESPACE
 
