@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -30,13 +30,18 @@ class _File:
     proc_id: str
     stream: str
     token: str
-    agent: Any
     offset: int = 0
-    ended: bool = False
+
+
+_Files = dict[str, _File]  # by the files' names
+
+
+#: Calls under way to one agent for the same reader. What comes to be read meanwhile waits for one of them to return.
+_CALLS = 4
 
 
 class LogStreams:
-    """The streams of some procs, one call under way per proc; iterate over it for the chunks.
+    """The streams of some procs, a few calls under way per node; iterate over it for the chunks.
 
     locations: the spawner's answers to `locate`.  connected: whether this process can still ask them.
     follow: until each proc has ended; otherwise what is there now.  tail: start at the last so many lines.
@@ -55,9 +60,11 @@ class LogStreams:
     ) -> None:
         self._session, self._streams, self._connected = session, streams, connected
         self._follow, self._tail = follow, tail
-        self._calls: dict[ObjectRef[Any], Callable[[Any], Iterator[LogChunk]]] = {
+        self._calls: dict[ObjectRef[Any], Callable[[Any], Iterable[LogChunk]]] = {
             ref: partial(self._located, proc_id) for proc_id, ref in locations.items()
         }  # under way, and what to do with the answers
+        self._unread: dict[Any, _Files] = {}  # by agent: those that no call asks for
+        self._reading: Counter[Any] = Counter()  # calls, by agent
 
     def __iter__(self) -> Iterator[LogChunk]:
         while self._calls:
@@ -65,46 +72,62 @@ class LogStreams:
                 raise LaunchError("this process is no longer connected to the launcher's cluster: Ray was shut down")
             ray.wait(list(self._calls))
             ready, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
-            for ref in ready:
-                go_on = self._calls.pop(ref)
-                try:
-                    answer = ray.get(ref)
-                except RayError:  # the node is lost
-                    continue
-                yield from go_on(answer)
+            chunks = [chunk for ref in ready for chunk in self._calls.pop(ref)(ref)]
+            self._read()  # the nodes are at it while these are looked at
+            yield from chunks
 
-    def _located(self, proc_id: str, location: tuple[Any, str] | None) -> Iterator[LogChunk]:
-        agent, token = location or (None, "")
+    def _located(self, proc_id: str, ref: ObjectRef[Any]) -> Iterable[LogChunk]:
+        agent, token = _answer(ref) or (None, "")
         if agent is not None:
             names = {log_name(self._session, proc_id, token, stream): stream for stream in self._streams}
-            files = {name: _File(proc_id, stream, token, agent) for name, stream in names.items()}
+            files = {name: _File(proc_id, stream, token) for name, stream in names.items()}
             if self._tail is None:
-                self._read(files)
+                self._add(agent, files)
             else:
-                self._calls[agent.tails.remote(list(files), self._tail)] = partial(self._start, files)
-        return iter(())
+                self._calls[agent.tails.remote(list(files), self._tail)] = partial(self._start, agent, files)
+        return ()
 
-    def _start(self, files: dict[str, _File], offsets: dict[str, int]) -> Iterator[LogChunk]:
-        for name, offset in offsets.items():
-            files[name].offset = offset
-        self._read(files)
-        return iter(())
+    def _start(self, agent: Any, files: _Files, ref: ObjectRef[Any]) -> Iterable[LogChunk]:
+        offsets = _answer(ref)
+        if offsets is not None:
+            for name, offset in offsets.items():
+                files[name].offset = offset
+            self._add(agent, files)
+        return ()
 
-    def _news(self, files: dict[str, _File], news: dict[str, tuple[bytes, bool]]) -> Iterator[LogChunk]:
+    def _add(self, agent: Any, files: _Files) -> None:
+        self._unread.setdefault(agent, {}).update(files)
+
+    def _read(self) -> None:
+        for agent in list(self._unread):
+            if self._reading[agent] < _CALLS:
+                files = self._unread.pop(agent)
+                wants = {name: (file.offset, file.token if self._follow else "") for name, file in files.items()}
+                self._reading[agent] += 1
+                self._calls[agent.read.remote(wants)] = partial(self._news, agent, files)
+
+    def _news(self, agent: Any, files: _Files, ref: ObjectRef[Any]) -> Iterable[LogChunk]:
+        self._reading[agent] -= 1
+        news: dict[str, tuple[bytes, bool]] | None = _answer(ref)
+        if news is None:
+            return
         for name, (data, ended) in news.items():
-            file = files[name]
+            file = files.pop(name)
             file.offset += len(data)
-            file.ended = ended
+            if not ended:
+                files[name] = file  # now the last: those that the answer had no room for come first next time
             if data:
                 yield LogChunk(file.proc_id, file.stream, data)
-        self._read({name: file for name, file in files.items() if not file.ended})
-
-    def _read(self, files: dict[str, _File]) -> None:
         if files:
-            some = next(iter(files.values()))
-            live = {some.token} if self._follow else {"-"}
-            ref = some.agent.read.remote({name: file.offset for name, file in files.items()}, live)
-            self._calls[ref] = partial(self._news, files)
+            self._add(agent, files)
+
+
+def _answer(ref: ObjectRef[Any]) -> Any:
+    """None: there is none, since the node, or the session, is lost."""
+    try:
+        return ray.get(ref)
+    except RayError:
+        return None
 
 
 def lines_of(chunks: Iterable[LogChunk], tail: int | None) -> Iterator[str]:
