@@ -53,7 +53,7 @@ class Run:
 
     def execute(self) -> int:
         """Do all of it; the exit code."""
-        deliver_to(lambda number: self._mail.put(partial(self._signalled, number)))
+        self._take_signals()
         threading.Thread(target=self._start, name="ray", daemon=True).start()
         code = outcome.LAUNCHER_ERROR
         try:
@@ -69,6 +69,7 @@ class Run:
     def _start(self) -> None:
         try:
             connect(self._address)
+            self._mail.put(self._take_signals)  # Ray has just put its own handler before ours, one that aborts
             launcher = RayProcLauncher(grace=self._grace)
         except ConnectError as error:
             self._mail.put(partial(self._give_up, str(error)))
@@ -92,6 +93,9 @@ class Run:
 
     def _hear_of(self, rank: int, result: ProcExitResult) -> None:
         self._mail.put(partial(self._ended, rank, result))
+
+    def _take_signals(self) -> None:
+        deliver_to(lambda number: self._mail.put(partial(self._signalled, number)))
 
     # -- what may come --------------------------------------------------------------------------------------------
 
