@@ -14,7 +14,7 @@ from ray_launcher.options import Placement
 #: Seconds for which a list of nodes serves further launches, while a new one is fetched beside them.
 FRESH = 1.0
 #: Seconds after which a list is too old to choose from at all.
-STALE = 10.0
+STALE = 2.0
 
 
 class NoSuchNodeError(Exception):
