@@ -68,7 +68,7 @@ class Nodes:
         """
         deadline = float("inf") if placement.timeout is None else self._clock() + placement.timeout
         while True:
-            await self._refresh()
+            await asyncio.shield(self._refresh())  # others wait for it too
             node = self.pick(placement, load)
             if node is not None:
                 return node
