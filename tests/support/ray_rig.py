@@ -56,6 +56,7 @@ class Nodes:
             yield node.node_id
         finally:
             self._cluster.remove_node(node, allow_graceful=False)
+            until(lambda: node.node_id not in self.ids().values(), "Ray knows that the node is gone", DEADLINE)
 
     def shut_down(self) -> None:
         ray.shutdown()
