@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import pickle
 import threading
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
-import ray
 from ray import ObjectRef
 
-from ray_launcher.port import ExitPort, Source, result_of_error, result_of_report, settle
+from ray_launcher.errors import ProcLauncherError, describe_exception
+from ray_launcher.exits import ProcExitResult
+from ray_launcher.port import (
+    ExitPort,
+    Source,
+    connection,
+    failed,
+    result_of_error,
+    result_of_raised,
+    result_of_report,
+    settle,
+)
+from ray_launcher.spawner import REPORTED
 
 
 class Batch:
@@ -19,7 +32,10 @@ class Batch:
 
     def __init__(self, spawner: Any, launcher: str, number: int, size: int) -> None:
         self._spawner, self._launcher, self._number = spawner, launcher, number
-        self._sources = [Source(self._attach) for _ in range(size)]
+        self._connection = connection()
+        self._lock = threading.Lock()
+        self._attached: list[ObjectRef[Any]] = []  # refs that the spawner must still answer
+        self._sources = [Source(partial(self._attach, index)) for index in range(size)]
         self.ports = [ExitPort(None, source) for source in self._sources]
 
     def send(self, payload: bytes) -> None:
@@ -39,22 +55,40 @@ class Batch:
             error = raised
         for source in self._sources:
             settle(source.result, result_of_error(error))
-        if ray.is_initialized():  # else the call would start a cluster
+        with self._lock:
+            attached, self._attached = self._attached, []
+        for ref in attached:  # the spawner needs the outcomes for these
+            with contextlib.suppress(Exception):
+                await ref
+        if connection() == self._connection:  # else the call would start a cluster
             self._spawner.serve_release.remote(self._launcher, self._number)
 
     def _resolve(self, source: Source, outcome: bytes) -> None:
-        source.raw = outcome
-        try:
-            reported, value = pickle.loads(outcome)  # noqa: S301  # from our own spawner
-        except Exception as error:  # noqa: BLE001  # a report of a class that this process does not have
-            reported, value = True, error
-        settle(source.result, result_of_report(value) if reported else result_of_error(value))
+        with self._lock:
+            source.raw = outcome
+        settle(source.result, _result_of_outcome(outcome))
 
-    def _attach(self, source: Source) -> ObjectRef[Any]:
+    def _attach(self, index: int, source: Source) -> ObjectRef[Any]:
         """A task of the spawner's own with this outcome: for those who need a ref after all."""
-        index = self._sources.index(source)
-        ref: ObjectRef[Any] = self._spawner.serve_attach.remote(self._launcher, self._number, index, source.raw)
+        if connection() != self._connection:
+            raise ProcLauncherError("the port has no ref any more: Ray was shut down in this process")
+        with self._lock:
+            ref: ObjectRef[Any] = self._spawner.serve_attach.remote(self._launcher, self._number, index, source.raw)
+            if source.raw is None:
+                self._attached.append(ref)
         return ref
+
+
+def _result_of_outcome(outcome: bytes) -> ProcExitResult:
+    kind, pickled = outcome[:1], outcome[1:]
+    try:
+        value = pickle.loads(pickled)  # noqa: S301  # from our own spawner
+    except Exception as error:  # noqa: BLE001  # of a class that this process does not have, say
+        text = describe_exception(error)
+        if kind == REPORTED:
+            return failed(f"failed to decode exit result: the report cannot be unpickled here: {text}")
+        return failed(f"spawner raised: an exception that cannot be unpickled here: {text}")
+    return result_of_report(value) if kind == REPORTED else result_of_raised(value)
 
 
 class _Streams:

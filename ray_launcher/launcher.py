@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import heapq
 import pickle
 import threading
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from datetime import datetime, timezone
 from functools import partial
@@ -72,12 +74,15 @@ class ActorProcLauncher(ProcLauncher):
         """`spawner` is the handle of a `ProcSpawner` actor: see `start_spawner`."""
         if not isinstance(spawner, ActorHandle):
             raise TypeError(f"spawner must be an actor handle, from start_spawner(...), not {spawner!r}")
+        if not hasattr(spawner, "serve_launch"):
+            raise TypeError("spawner is no ProcSpawner: derive its class from ray_launcher.ProcSpawner")
         self._spawner: Any = spawner
         self._connection = connection()
         self._id = uuid.uuid4().hex
         self._lock = threading.Lock()
         self._sent = 0
-        self._open: dict[str, list[LaunchKey]] = {}  # launches without a result, by proc_id
+        self._unsent: list[int] = []  # a heap: numbers of messages that could not be sent
+        self._open: dict[str, dict[LaunchKey, ExitPort | None]] = {}  # launches without a result, by proc_id
         self._finished: set[str] = set()
         self._gone: str | None = None
         self._watch()
@@ -93,10 +98,9 @@ class ActorProcLauncher(ProcLauncher):
         proc_id = check_proc_id(proc_id)
         payload = _pickled((proc_id, self._check_options(opts)))
         self._check_open()
-        with self._lock:
-            key = self._register(proc_id)
-        port = ExitPort(self._spawner.serve_launch.remote(self._id, key[1], payload))
-        port._future().add_done_callback(partial(self._ended, proc_id, key))  # noqa: SLF001  # in Ray's thread, at once
+        with self._message(LaunchError) as number, self._registered([proc_id], number):
+            port = ExitPort(self._spawner.serve_launch.remote(self._id, number, payload))
+        self._watch_port(proc_id, (self._id, number, 0), port)
         return LaunchResult(proc_id, port)
 
     def launch_many(self, launches: Mapping[str, LaunchOptions]) -> dict[str, LaunchResult]:
@@ -111,16 +115,13 @@ class ActorProcLauncher(ProcLauncher):
             return {}
         payload = _pickled(checked)
         self._check_open()
-        with self._lock:
-            _, number, _ = self._next_key()
-            keys = [(self._id, number, index) for index in range(len(checked))]
-            for (proc_id, _), key in zip(checked, keys, strict=True):
-                self._open.setdefault(proc_id, []).append(key)
-        batch = Batch(self._spawner, self._id, number, len(checked))
-        for (proc_id, _), key, port in zip(checked, keys, batch.ports, strict=True):
-            port._future().add_done_callback(partial(self._ended, proc_id, key))  # noqa: SLF001
-        batch.send(payload)
-        return {proc_id: LaunchResult(proc_id, port) for (proc_id, _), port in zip(checked, batch.ports, strict=True)}
+        proc_ids = [proc_id for proc_id, _ in checked]
+        with self._message(LaunchError) as number, self._registered(proc_ids, number):
+            batch = Batch(self._spawner, self._id, number, len(proc_ids))
+            batch.send(payload)
+        for index, (proc_id, port) in enumerate(zip(proc_ids, batch.ports, strict=True)):
+            self._watch_port(proc_id, (self._id, number, index), port)
+        return {proc_id: LaunchResult(proc_id, port) for proc_id, port in zip(proc_ids, batch.ports, strict=True)}
 
     def terminate(self, proc_id: str, timeout: float) -> None:
         """See `ProcLauncher.terminate`."""
@@ -148,48 +149,78 @@ class ActorProcLauncher(ProcLauncher):
 
     def _ask(self, method: str, *args: object) -> ObjectRef[Any]:
         """Call a method of a spawner that has more of them; it gets (our id, number) first, for `in_turn`."""
-        with self._lock:
-            _, number, _ = self._next_key()
-        ref: ObjectRef[Any] = getattr(self._spawner, method).remote(self._id, number, *args)
+        if not self._connected():
+            raise ProcLauncherError("cannot reach the spawner: Ray was shut down in this process")
+        with self._message(ProcLauncherError) as number:
+            ref: ObjectRef[Any] = getattr(self._spawner, method).remote(self._id, number, *args)
         return ref
 
     # -- messages and their order ---------------------------------------------------------------------------------
 
-    def _next_key(self) -> LaunchKey:
-        """Under the lock: a number for the next message, which must then be sent."""
-        number = self._sent
-        self._sent += 1
-        return (self._id, number, 0)
+    @contextlib.contextmanager
+    def _message(self, error: type[ProcLauncherError]) -> Iterator[int]:
+        """The number of a message, for a body that sends it. If it does not, the next one gets the number: no gaps."""
+        with self._lock:
+            number = heapq.heappop(self._unsent) if self._unsent else self._sent
+            self._sent = max(self._sent, number + 1)
+        try:
+            yield number
+        except BaseException as cause:
+            with self._lock:
+                heapq.heappush(self._unsent, number)
+            if isinstance(cause, Exception):
+                raise error(f"cannot send the request: {describe_exception(cause)}") from cause
+            raise
 
-    def _register(self, proc_id: str) -> LaunchKey:
-        key = self._next_key()
-        self._open.setdefault(proc_id, []).append(key)
-        return key
+    @contextlib.contextmanager
+    def _registered(self, proc_ids: list[str], number: int) -> Iterator[None]:
+        """Count launches as open before they are sent, so that a request from another thread names them."""
+        keys = [(proc_id, (self._id, number, index)) for index, proc_id in enumerate(proc_ids)]
+        with self._lock:
+            for proc_id, key in keys:
+                self._open.setdefault(proc_id, {})[key] = None
+        try:
+            yield
+        except BaseException:
+            for proc_id, key in keys:
+                self._forget(proc_id, key)
+            raise
+
+    def _watch_port(self, proc_id: str, key: LaunchKey, port: ExitPort) -> None:
+        with self._lock:
+            self._open[proc_id][key] = port
+        port._future().add_done_callback(partial(self._ended, proc_id, key))  # noqa: SLF001  # in Ray's thread, at once
 
     def _request(self, proc_id: str, timeout: float | None, error: type[ProcLauncherError]) -> None:
         with self._lock:
-            about = tuple(self._open[proc_id]) if proc_id in self._open else None
-            if about is None and proc_id in self._finished:
+            launches = dict(self._open.get(proc_id, {}))
+            if not launches and proc_id in self._finished:
                 return
-            if not self._connected():
-                self._gone = self._gone or "Ray was shut down in this process"
-            if self._gone is not None:
-                raise error(f"cannot reach the spawner: it is gone ({self._gone})")
-            _, number, _ = self._next_key()
-        try:
-            self._spawner.serve_request.remote(self._id, number, proc_id, about, timeout)
-        except Exception as cause:
-            raise error(f"cannot send the request: {describe_exception(cause)}") from cause
+        gone = self._why_gone()
+        if gone is not None:
+            if launches and all(port is not None and port.done() for port in launches.values()):
+                return  # they have ended, only we have not heard of it
+            raise error(f"cannot reach the spawner: it is gone ({gone})")
+        with self._message(error) as number:
+            self._spawner.serve_request.remote(self._id, number, proc_id, tuple(launches) or None, timeout)
+
+    def _why_gone(self) -> str | None:
+        if not self._connected():
+            self._gone = self._gone or "Ray was shut down in this process"
+        return self._gone
 
     def _ended(self, proc_id: str, key: LaunchKey, result: Future[ProcExitResult]) -> None:
         with self._lock:
-            keys = self._open[proc_id]
-            keys.remove(key)
-            if not keys:
-                del self._open[proc_id]
-                self._finished.add(proc_id)
+            self._finished.add(proc_id)
+        self._forget(proc_id, key)
         if result.result().stderr_tail is None:
             run_soon(partial(self._skip, key))
+
+    def _forget(self, proc_id: str, key: LaunchKey) -> None:
+        with self._lock:
+            del self._open[proc_id][key]
+            if not self._open[proc_id]:
+                del self._open[proc_id]
 
     def _skip(self, key: LaunchKey) -> None:
         """Perhaps the launch was cancelled before it arrived; if it did arrive, this says nothing new."""

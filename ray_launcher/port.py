@@ -142,18 +142,24 @@ def result_of_report(report: object) -> ProcExitResult:
 
 def result_of_error(error: BaseException) -> ProcExitResult:
     """Translate a failed spawner task."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(error, RayTaskError):
+        return result_of_raised(error.cause)
+    if isinstance(error, UnserializableException):
+        return failed(f"spawner raised: {gone_because(error)}")
+    if not isinstance(error, RayError) or isinstance(error, TaskCancelledError):
+        return result_of_raised(error)
+    if not isinstance(error, RayActorError) and (type(error) is RayError or "deserializ" in str(error)):
+        return failed(f"failed to decode exit result: {gone_because(error)}")
+    return failed(f"exit port closed ({gone_because(error)})")
+
+
+def result_of_raised(cause: BaseException) -> ProcExitResult:
+    """Translate what the spawner's own code raised."""
     if isinstance(cause, TaskCancelledError | asyncio.CancelledError):
         return failed("exit port closed (the launch was cancelled)")
     if isinstance(cause, JunkReportError):
         return failed(f"failed to decode exit result: {describe_exception(cause)}")
-    if isinstance(error, RayTaskError | UnserializableException) or not isinstance(error, RayError):
-        return failed(f"spawner raised: {describe_exception(cause)}")
-    if isinstance(error, RayActorError):
-        return failed(f"exit port closed ({gone_because(error)})")
-    if type(error) is RayError or "deserializ" in str(error):
-        return failed(f"failed to decode exit result: {gone_because(error)}")
-    return failed(f"exit port closed ({gone_because(error)})")
+    return failed(f"spawner raised: {describe_exception(cause)}")
 
 
 def gone_because(error: BaseException) -> str:
@@ -208,10 +214,11 @@ def connection() -> str:
     return ray.get_runtime_context().get_worker_id() if ray.is_initialized() else ""
 
 
-class _Callbacks:
-    """Runs users' callbacks in one thread, started with the first: in Ray's own a `ray.get` would block for ever."""
+class _Thread:
+    """Makes calls one after the other, in a thread that starts with the first: in Ray's own they could block it."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._queue: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -220,7 +227,7 @@ class _Callbacks:
         self._queue.put(call)
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="ray_launcher-callbacks", daemon=True)
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
 
     def _run(self) -> None:
@@ -229,13 +236,14 @@ class _Callbacks:
             try:
                 call()
             except BaseException:
-                _logger.exception("an exit callback raised")
+                _logger.exception("a call in the thread %s raised", self._name)
 
 
 _open_results = _OpenResults()
-_callbacks = _Callbacks()
+_callbacks = _Thread("ray_launcher-callbacks")  # the users' own, which may wait for anything
+_chores = _Thread("ray_launcher-chores")
 
 
 def run_soon(call: Callable[[], object]) -> None:
-    """Run `call` in the thread of the callbacks: for what may not be done in Ray's own."""
-    _callbacks.put(call)
+    """Run `call`, which must not block, in a thread of ours: for what may not be done in Ray's own."""
+    _chores.put(call)

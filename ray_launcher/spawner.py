@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import pickle
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import TaskCancelledError
 
 from ray_launcher.errors import DecodeError, describe_exception
 from ray_launcher.exits import ExitReport, decode_exit
@@ -23,6 +26,8 @@ from ray_launcher.turns import Turns
 
 if TYPE_CHECKING:
     from ray_launcher.options import LaunchOptions
+
+_logger = logging.getLogger(__name__)
 
 #: Ray runs 1,000 calls of an async actor at once unless told otherwise; the next launch would wait without a word.
 MAX_CONCURRENCY = 1_000_000
@@ -37,6 +42,10 @@ _ACTOR_OPTIONS = {
 
 #: A launch's own name: the launcher's id, the number of the message, and the place in a batch (0 for a single one).
 LaunchKey = tuple[str, int, int]
+
+
+#: What an outcome of a batch starts with: a pickled report follows, or a pickled exception.
+REPORTED, RAISED = b"r", b"e"
 
 
 class SpawnerRaisedError(Exception):
@@ -82,15 +91,19 @@ class ProcSpawner(ABC):
         return await desk.launch(self, proc_id, opts, (launcher, number, 0))
 
     async def serve_batch(self, launcher: str, number: int, payload: bytes) -> AsyncIterator[list[tuple[int, bytes]]]:
-        """Launch a pickled list of (proc_id, opts); yields [(index, pickled outcome), ...] as procs end.
+        """Launch a pickled list of (proc_id, opts); yields [(index, outcome), ...] as procs end.
 
-        An outcome is (True, report) or (False, exception). They are kept for `serve_attach` until `serve_release`.
+        An outcome is `REPORTED` or `RAISED` and a pickle of what was; it is kept for `serve_attach` until
+        `serve_release`.
         """
         desk = _desk(self)
         await desk.turns.wait(launcher, number)
         finished: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
-        tasks = desk.begin_batch(self, launcher, number, pickle.loads(payload), finished)  # noqa: S301
-        desk.turns.done(launcher, number)
+        try:
+            tasks = desk.begin_batch(self, launcher, number, pickle.loads(payload), finished)  # noqa: S301
+            await asyncio.sleep(0)  # the tasks take their first step, in which the spawner's own launches begin
+        finally:
+            desk.turns.done(launcher, number)
         left = len(tasks)
         while left:
             batch = [await finished.get()]
@@ -102,9 +115,10 @@ class ProcSpawner(ABC):
     async def serve_attach(self, launcher: str, number: int, index: int, outcome: bytes | None) -> object:
         """The raw report of one launch of a batch, or its exception; `outcome` where the launcher has it already."""
         if outcome is None:
-            outcome = await asyncio.shield(_desk(self).batches[launcher, number][index])
-        done, value = pickle.loads(outcome)  # noqa: S301  # made by this class
-        if done:
+            tasks = await asyncio.shield(_desk(self).batch(launcher, number))
+            outcome = await asyncio.shield(tasks[index])
+        value = pickle.loads(outcome[1:])  # noqa: S301  # made by this class
+        if outcome[:1] == REPORTED:
             return value
         raise value
 
@@ -121,10 +135,15 @@ class ProcSpawner(ABC):
         desk.turns.done(launcher, number)
         if about is not None and desk.running.get(proc_id) not in about:
             return
-        if timeout is None:
-            await self.kill(proc_id)
-        else:
-            await self.terminate(proc_id, timeout)
+        try:
+            await (self.kill(proc_id) if timeout is None else self.terminate(proc_id, timeout))
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            if _is_actor_exit(error):
+                await _leave()
+            # Nobody waits for the answer, and a SystemExit would end the actor with all its procs.
+            _logger.exception("%s raised", "kill" if timeout is None else "terminate")
 
     async def in_turn(self, launcher: str, number: int) -> None:
         """For a subclass's own messages to itself: returns when every earlier message of `launcher` has begun."""
@@ -147,7 +166,7 @@ class _Desk:
     def __init__(self) -> None:
         self.turns = Turns()
         self.running: dict[str, LaunchKey] = {}  # by proc_id: the launch that it runs for
-        self.batches: dict[tuple[str, int], list[asyncio.Task[bytes]]] = {}
+        self.batches: dict[tuple[str, int], asyncio.Future[list[asyncio.Task[bytes]]]] = {}
 
     async def launch(self, spawner: ProcSpawner, proc_id: str, opts: LaunchOptions, key: LaunchKey) -> object:
         """The report, made fit to travel; raises an exception that is fit to travel."""
@@ -164,6 +183,13 @@ class _Desk:
             if first:
                 del self.running[proc_id]
 
+    def batch(self, launcher: str, number: int) -> asyncio.Future[list[asyncio.Task[bytes]]]:
+        """The tasks of a batch, once it has begun: those who ask for one may overtake it."""
+        begun = self.batches.get((launcher, number))
+        if begun is None:
+            begun = self.batches[launcher, number] = asyncio.get_running_loop().create_future()
+        return begun
+
     def begin_batch(
         self,
         spawner: ProcSpawner,
@@ -173,17 +199,17 @@ class _Desk:
         finished: asyncio.Queue[tuple[int, bytes]],
     ) -> list[asyncio.Task[bytes]]:
         async def run(index: int, proc_id: str, opts: LaunchOptions) -> bytes:
-            outcome: tuple[bool, object]
+            outcome: bytes
             try:
-                outcome = (True, await self.launch(spawner, proc_id, opts, (launcher, number, index)))
-            except BaseException as error:  # noqa: BLE001  # it is handed on
-                outcome = (False, error if isinstance(error, Exception) else SpawnerRaisedError(repr(error)))
-            pickled: bytes = cloudpickle.dumps(outcome)
-            finished.put_nowait((index, pickled))
-            return pickled
+                report = await self.launch(spawner, proc_id, opts, (launcher, number, index))
+                outcome = REPORTED + cloudpickle.dumps(report)
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # it is handed on
+                outcome = RAISED + cloudpickle.dumps(error)
+            finished.put_nowait((index, outcome))
+            return outcome
 
         tasks = [asyncio.create_task(run(index, *item)) for index, item in enumerate(batch)]
-        self.batches[launcher, number] = tasks
+        self.batch(launcher, number).set_result(tasks)
         return tasks
 
 
@@ -209,14 +235,22 @@ def _portable_report(report: object) -> object:
 
 
 def _portable_exception(error: BaseException) -> Exception:
-    """The exception itself if it survives pickling, as not every one does; else a stand-in with its text."""
-    if isinstance(error, Exception):
-        try:
-            pickle.loads(cloudpickle.dumps(error))  # noqa: S301  # just made
-        except Exception:  # noqa: BLE001  # pickling runs foreign code
-            return SpawnerRaisedError(describe_exception(error))
-        return error
-    return SpawnerRaisedError(describe_exception(error) or repr(error))
+    """The exception itself if it survives the journey, as not every one does; else a stand-in with its text."""
+    if isinstance(error, Exception) and not isinstance(error, TaskCancelledError) and _travels(error):
+        return error  # a TaskCancelledError is that of a task of the spawner's, and would be taken for the launch's own
+    text = describe_exception(error)
+    return SpawnerRaisedError(text if text or isinstance(error, Exception) else repr(error))
+
+
+def _travels(error: Exception) -> bool:
+    """Whether Ray can put it in words, which must be UTF-8 (it would lose the actor otherwise), and pickle it."""
+    try:
+        str.encode(str(error))
+        str.encode("".join(traceback.format_exception(type(error), error, error.__traceback__)))
+        pickle.loads(cloudpickle.dumps(error))  # noqa: S301  # just made
+    except BaseException:  # noqa: BLE001  # all of it runs foreign code
+        return False
+    return True
 
 
 def _is_actor_exit(error: BaseException) -> bool:
