@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 #: Seconds for answers that are on their way when the session has ended.
-_LAST_ANSWERS = 5.0
+_LAST_ANSWERS = 2.0
 _NOT_YET = ("num_cpus", "num_gpus", "memory", "resources")
 
 

@@ -154,8 +154,10 @@ class Agent:
         try:
             supervisor = await self._supervisor()
         except (client.SupervisorError, OSError) as error:
+            ending = "ended on request before it was started"
+            reason = ending if self._ending else f"no supervisor on the node: {error}"
             for message in batch:
-                self._exited(Exit(0, message.token, _failed(f"no supervisor on the node: {error}")))
+                self._exited(Exit(0, message.token, _failed(reason)))
             return
         for message in batch:
             if isinstance(message, Launch):

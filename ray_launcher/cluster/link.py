@@ -115,6 +115,7 @@ class Link:
             for task in self._tasks:
                 if task is not asyncio.current_task():
                     task.cancel()
+            ray.kill(self.agent)  # out of reach, or confused, it may live: what it runs must end
             self._on_lost(self)
             self._abandon(gone_because(error))
 
