@@ -153,7 +153,7 @@ def ends(nodes: Nodes, bystander: str) -> Iterator[dict[str, End]]:
         yield ends
     finally:
         for driver in drivers.values():
-            driver.end()
+            driver.close()
 
 
 def _all_gone(ends: Iterable[End]) -> bool:

@@ -23,6 +23,13 @@ from ray_launcher.cluster.wire import NAMESPACE
 DEADLINE = 60.0
 #: What the raylets have in their environment, besides that of the tests.
 RAYLET_ENV = {"OMP_NUM_THREADS": "3", "RAY_AUTH_TOKEN": "5ec4e7" * 8, "CUDA_VISIBLE_DEVICES": "6,7", "OF_RAYLET": "yes"}
+#: A node that is gone is noticed within five seconds instead of twenty.
+_HEALTH_CHECKS = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 5000,
+    "health_check_failure_threshold": 4,
+}
 
 
 class Nodes:
@@ -31,9 +38,8 @@ class Nodes:
     def __init__(self) -> None:
         quiet: dict[str, Any] = {"include_dashboard": False, "num_gpus": 0, "object_store_memory": 100 << 20}
         self._quiet = quiet
-        self._cluster = Cluster(
-            initialize_head=True, connect=False, head_node_args={"num_cpus": 0, "labels": {"zone": "head"}, **quiet}
-        )
+        head = {"num_cpus": 0, "labels": {"zone": "head"}, "_system_config": _HEALTH_CHECKS, **quiet}
+        self._cluster = Cluster(initialize_head=True, connect=False, head_node_args=head)
         self.address: str = self._cluster.address
         for zone in ("a", "b"):
             self._cluster.add_node(num_cpus=2, labels={"zone": zone, "disk": f"ssd-{zone}"}, **self._quiet)
@@ -169,7 +175,7 @@ class Driver:
         _, stderr = self.process.communicate(timeout=DEADLINE)
         return self.process.returncode, stderr
 
-    def end(self) -> None:
+    def close(self) -> None:
         """KILL it if it still runs, and let go of it."""
         self.process.kill()
         self.process.communicate()
