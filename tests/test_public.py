@@ -1,0 +1,64 @@
+"""The public names: what is promised is there, documented, and nothing else is exported."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import ray_launcher
+from ray_launcher import testing
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_all_is_sorted_and_each_name_is_there() -> None:
+    assert sorted(ray_launcher.__all__, key=str.lower) == sorted(set(ray_launcher.__all__), key=str.lower)
+    assert [name for name in ray_launcher.__all__ if not hasattr(ray_launcher, name)] == []
+
+
+def test_everything_imported_into_the_package_is_in_all() -> None:
+    shown = {
+        name
+        for name, value in vars(ray_launcher).items()
+        if not name.startswith("_") and not inspect.ismodule(value) and value is not None
+    }
+    assert shown - {"annotations"} == set(ray_launcher.__all__)
+
+
+@pytest.mark.parametrize("name", sorted(ray_launcher.__all__))
+def test_each_public_class_and_function_says_what_it_is_for(name: str) -> None:
+    value = getattr(ray_launcher, name)
+    if inspect.isclass(value) or inspect.isfunction(value):
+        assert inspect.getdoc(value)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(name for name in ray_launcher.__all__ if inspect.isclass(getattr(ray_launcher, name)))
+)
+def test_each_public_method_says_what_it_does(name: str) -> None:
+    methods = inspect.getmembers(getattr(ray_launcher, name), inspect.isfunction)
+    ours = [method for method_name, method in methods if not method_name.startswith("_")]
+    undocumented = [
+        method.__qualname__ for method in ours if "ray_launcher" in method.__module__ and not method.__doc__
+    ]
+    assert undocumented == []
+
+
+def test_what_the_readme_links_to_exists() -> None:
+    links = re.findall(r"\]\(([\w./-]+)\)", README.read_text())
+    assert links
+    assert [link for link in links if not (README.parent / link).exists()] == []
+
+
+def test_what_the_readme_imports_from_the_package_is_public() -> None:
+    imported = re.findall(r"^from ray_launcher import (.+)$", README.read_text(), re.MULTILINE)
+    names = {name.strip() for line in imported for name in line.split(",")}
+    assert names <= set(ray_launcher.__all__)
+
+
+def test_the_testing_module_brings_what_the_readme_promises() -> None:
+    assert inspect.isclass(testing.FakeSpawner)
+    assert inspect.isclass(testing.SpawnerContract)
