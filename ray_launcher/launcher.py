@@ -205,9 +205,7 @@ class ActorProcLauncher(ProcLauncher):
             self._spawner.serve_request.remote(self._id, number, proc_id, tuple(launches) or None, timeout)
 
     def _why_gone(self) -> str | None:
-        if not self._connected():
-            self._gone = self._gone or "Ray was shut down in this process"
-        return self._gone
+        return self._gone if self._connected() else "Ray was shut down in this process"
 
     def _ended(self, proc_id: str, key: LaunchKey, result: Future[ProcExitResult]) -> None:
         with self._lock:
