@@ -89,7 +89,8 @@ class FakeSpawner(ProcSpawner):
     def __init__(self, scripts: Mapping[str, object] | None = None, default: object = RUNS) -> None:
         self._scripts = dict(scripts or {})
         self._default = default
-        self._running: dict[str, asyncio.Future[object]] = {}
+        self._running: set[str] = set()
+        self._ends: dict[str, asyncio.Future[object]] = {}
         self._calls: list[Call] = []
 
     async def launch(self, proc_id: str, opts: LaunchOptions) -> ExitReport:
@@ -107,17 +108,19 @@ class FakeSpawner(ProcSpawner):
     async def terminate(self, proc_id: str, timeout_secs: float) -> None:
         """See `ProcSpawner.terminate`."""
         self._calls.append(Call("terminate", proc_id, timeout_secs=timeout_secs))
-        await self.finish(proc_id, ExitReport(signal=signal.SIGTERM))
+        if proc_id in self._running:
+            await self.finish(proc_id, ExitReport(signal=signal.SIGTERM))
 
     async def kill(self, proc_id: str) -> None:
         """See `ProcSpawner.kill`."""
         self._calls.append(Call("kill", proc_id))
-        await self.finish(proc_id, ExitReport(signal=signal.SIGKILL))
+        if proc_id in self._running:
+            await self.finish(proc_id, ExitReport(signal=signal.SIGKILL))
 
     async def finish(self, proc_id: str, outcome: object) -> None:
-        """End a proc that runs: `outcome` is returned or raised as a script's is."""
-        end = self._running.get(proc_id)
-        if end is not None and not end.done():
+        """End a proc that runs, or the next of this id as soon as it does: `outcome` is returned or raised."""
+        end = self._end(proc_id)
+        if not end.done():
             end.set_result(outcome)
 
     async def calls(self) -> list[Call]:
@@ -125,11 +128,15 @@ class FakeSpawner(ProcSpawner):
         return list(self._calls)
 
     async def _run(self, proc_id: str) -> object:
-        end = self._running[proc_id] = asyncio.get_running_loop().create_future()
+        self._running.add(proc_id)
         try:
-            return await end
+            return await self._end(proc_id)
         finally:
-            del self._running[proc_id]
+            self._running.remove(proc_id)
+            del self._ends[proc_id]
+
+    def _end(self, proc_id: str) -> asyncio.Future[object]:
+        return self._ends.setdefault(proc_id, asyncio.get_running_loop().create_future())
 
 
 class SpawnerContract:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
 import threading
@@ -29,7 +30,7 @@ class OddSpawner(ProcSpawner):
     async def launch(self, proc_id: str, opts: LaunchOptions) -> ExitReport:
         self.begun.append(proc_id)
         if opts.program in ODDITIES:
-            return ODDITIES[opts.program]()  # type: ignore[no-any-return]
+            return ODDITIES[opts.program]()  # type: ignore[return-value]
         await getattr(self, opts.program)(proc_id, *opts.args)
         return ExitReport(exit_code=0)
 
@@ -56,7 +57,7 @@ class OddSpawner(ProcSpawner):
         time.sleep(float(seconds))  # noqa: ASYNC251  # that is the oddity: nothing else runs meanwhile
 
     async def exit_actor(self, proc_id: str) -> None:
-        ray.actor.exit_actor()
+        ray.actor.exit_actor()  # type: ignore[no-untyped-call]
 
     async def die(self, proc_id: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -113,8 +114,7 @@ def _raising(error: BaseException) -> Callable[[], object]:
 
 
 def _report(**changes: object) -> SimpleNamespace:
-    facts = {"exit_code": 0, "signal": None, "core_dumped": False, "failed_reason": None, "stderr_tail": []}
-    return SimpleNamespace(**{**facts, **changes})
+    return SimpleNamespace(**{**dataclasses.asdict(ExitReport(exit_code=0)), **changes})
 
 
 ODDITIES: dict[str, Callable[[], object]] = {
@@ -122,7 +122,7 @@ ODDITIES: dict[str, Callable[[], object]] = {
     "raise without text": _raising(ValueError()),
     "raise wordless": _raising(WordlessError()),
     "raise two arguments": _raising(TwoArgumentsError(3, "no disk")),
-    "raise a lock": lambda: _raising(LockedError("locked up"))(),  # made late: this table travels
+    "raise a lock": _raising(LockedError("locked up")),
     "raise homebound": _raising(HomeboundError("far away")),
     "raise SystemExit": _raising(SystemExit(3)),
     "raise KeyboardInterrupt": _raising(KeyboardInterrupt()),
