@@ -1,4 +1,4 @@
-"""From a proc's own last moment to its result in the driver, and from `terminate` to that; beside Popen."""
+"""From a proc's own last moment to its result in the driver, and from `terminate` to that; beside Popen and a Ray task."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ import time
 from collections.abc import Callable
 
 import harness
+import ray
 
 from ray_launcher import LaunchOptions, RayProcLauncher
 
 STAMP = ["-c", "date +%s.%N >&2"]
+
+
+@ray.remote(num_cpus=1)
+def in_a_task() -> str:
+    """What one writes by hand."""
+    return subprocess.run(["/bin/sh", *STAMP], stderr=subprocess.PIPE, text=True, check=True).stderr
 
 
 def notice(run: Callable[[], tuple[str, float]], count: int) -> float:
@@ -36,6 +43,9 @@ def main() -> None:
         def popen() -> tuple[str, float]:
             child = subprocess.run(["/bin/sh", *STAMP], stderr=subprocess.PIPE, text=True, check=True)
             return child.stderr, time.time()
+
+        def by_task() -> tuple[str, float]:
+            return ray.get(in_a_task.remote()), time.time()
 
         def terminated() -> float:
             taken = []
@@ -64,11 +74,12 @@ def main() -> None:
                 child.stdout.close()
             return statistics.median(taken) * 1000
 
-        launched()
+        launched(), by_task()
         figures = harness.measure(
             {
                 "exit to result, launch": lambda: notice(launched, options.procs),
                 "exit to result, subprocess.run": lambda: notice(popen, options.procs),
+                "exit to result, Ray task": lambda: notice(by_task, options.procs),
                 "terminate to result, launch": terminated,
                 "terminate to result, Popen": popen_terminated,
             },
@@ -80,6 +91,7 @@ def main() -> None:
         figures,
         {
             "exit: launch / subprocess.run": ("exit to result, launch", "exit to result, subprocess.run"),
+            "exit: launch / Ray task": ("exit to result, launch", "exit to result, Ray task"),
             "terminate: launch / Popen": ("terminate to result, launch", "terminate to result, Popen"),
         },
         options.json,
