@@ -74,6 +74,21 @@ def test_every_module_is_in_a_layer(path: Path) -> None:
 def test_edges_use_public_names_only(path: Path) -> None:
     ours = {name for name in imports(path) if name.startswith("ray_launcher") and part_of(name) not in EDGES}
     assert ours <= {"ray_launcher"}
+    taken = {
+        alias.name
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module == "ray_launcher"
+        for alias in node.names
+    }
+    assert taken <= set(ray_launcher.__all__)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_are_absolute(path: Path) -> None:
+    relative = [
+        node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom) and node.level
+    ]
+    assert relative == []
 
 
 @pytest.mark.parametrize(

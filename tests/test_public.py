@@ -10,7 +10,16 @@ import pytest
 
 import ray_launcher
 from ray_launcher import testing
+from ray_launcher.cli.main import cli
 
+#: What the design promises so far.
+PROMISED = {
+    *("LaunchOptions", "Placement", "ProcBind", "StdioHandling"),
+    *("ExitReport", "Exited", "Signaled", "Failed", "ProcExitKind", "ProcExitResult", "decode_exit"),
+    *("ProcLauncher", "ActorProcLauncher", "RayProcLauncher", "LaunchResult", "ExitPort"),
+    *("ProcSpawner", "start_spawner", "ProcInfo"),
+    *("ProcLauncherError", "LaunchError", "TerminateError", "KillError", "DecodeError", "UnknownProcError"),
+}
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -26,6 +35,10 @@ def test_everything_imported_into_the_package_is_in_all() -> None:
         if not name.startswith("_") and not inspect.ismodule(value) and value is not None
     }
     assert shown - {"annotations"} == set(ray_launcher.__all__)
+
+
+def test_what_the_design_promises_is_there() -> None:
+    assert set(ray_launcher.__all__) >= PROMISED
 
 
 @pytest.mark.parametrize("name", sorted(ray_launcher.__all__))
@@ -57,6 +70,14 @@ def test_what_the_readme_imports_from_the_package_is_public() -> None:
     imported = re.findall(r"^from ray_launcher import (.+)$", README.read_text(), re.MULTILINE)
     names = {name.strip() for line in imported for name in line.split(",")}
     assert names <= set(ray_launcher.__all__)
+
+
+def test_the_commands_and_options_of_the_readme_exist() -> None:
+    verbs = set(re.findall(r"(?:ray-launcher|python -m ray_launcher) ([a-z]+)", README.read_text()))
+    assert verbs == set(cli.commands)
+    (usage,) = re.findall(r"^ray-launcher run (\[.*?) -- PROGRAM", README.read_text(), re.MULTILINE | re.DOTALL)
+    known = {name for parameter in cli.commands["run"].params for name in parameter.opts}
+    assert set(re.findall(r"-{1,2}[a-z-]+\b|-n", usage)) <= known
 
 
 def test_the_testing_module_brings_what_the_readme_promises() -> None:
