@@ -121,19 +121,24 @@ class ClusterSpawner(ProcSpawner):
         return {node_id: await link.agent.info.remote() for node_id, link in self._links.items()}
 
     async def _place(self, proc: Proc, opts: LaunchOptions) -> Node | None:
-        """The node, or None when the proc has ended before it started. Does not suspend in the usual case."""
-        node = self._nodes.pick(opts.placement, self._load)
-        if node is not None:
-            return node
-        choosing = asyncio.ensure_future(self._nodes.wait_for(opts.placement, self._load))
-        try:
-            await asyncio.wait((choosing, proc.end), return_when=asyncio.FIRST_COMPLETED)
-            return None if proc.end.done() else choosing.result()
-        except (NoSuchNodeError, NoFittingNodeError) as error:
-            proc.finish(_failed(str(error)))
-            return None
-        finally:
-            choosing.cancel()
+        """The node, or None when the proc has ended before it started. Does not suspend in the usual case.
+
+        Nor does it after the choice: those who waited together would all choose by the same load.
+        """
+        while not proc.end.done():
+            node = self._nodes.pick(opts.placement, self._load)
+            if node is not None:
+                return node
+            waiting = asyncio.ensure_future(self._nodes.wait_for(opts.placement, self._load))
+            try:
+                await asyncio.wait((waiting, proc.end), return_when=asyncio.FIRST_COMPLETED)
+                if waiting.done():
+                    waiting.result()
+            except (NoSuchNodeError, NoFittingNodeError) as error:
+                proc.finish(_failed(str(error)))
+            finally:
+                waiting.cancel()
+        return None
 
     def _load(self, node_id: str) -> int:
         link = self._links.get(node_id)
