@@ -48,6 +48,13 @@ def test_procs_spread_and_keep_away_from_a_head_without_cpus(shared: RayProcLaun
     assert zones(shared, nodes, Placement(), 4) == {"a": 2, "b": 2}
 
 
+def test_the_first_launches_of_a_session_spread_too(launcher: RayProcLauncher, nodes: Nodes) -> None:
+    procs = launcher.launch_many({f"proc {n}": shell("exit") for n in range(40)})
+    assert all(ended(proc.exit_port).ok for proc in procs.values())
+    zone_of = {node_id: zone for zone, node_id in nodes.ids().items()}
+    assert Counter(zone_of[str(info.node_id)] for info in launcher.procs()) == {"a": 20, "b": 20}
+
+
 @pytest.mark.parametrize("zone", ["head", "a", "b"])
 def test_a_node_id_names_the_node(shared: RayProcLauncher, nodes: Nodes, zone: str) -> None:
     assert zones(shared, nodes, nodes.on(zone), 2) == {zone: 2}
