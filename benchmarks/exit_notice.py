@@ -1,4 +1,4 @@
-"""From a proc's own last moment to its result in the driver, and from `terminate` to that; beside Popen and a Ray task."""
+"""From a proc's own last moment to its result in the driver; beside subprocess.run and a Ray task."""
 
 from __future__ import annotations
 
@@ -21,13 +21,9 @@ def in_a_task() -> str:
     return subprocess.run(["/bin/sh", *STAMP], stderr=subprocess.PIPE, text=True, check=True).stderr
 
 
-def notice(run: Callable[[], tuple[str, float]], count: int) -> float:
+def notice(run: Callable[[], str], count: int) -> float:
     """Median milliseconds from the stamp that a proc writes last to the moment its end is known."""
-    taken = []
-    for _ in range(count):
-        stamp, known = run()
-        taken.append((known - float(stamp)) * 1000)
-    return statistics.median(taken)
+    return statistics.median((-float(run()) + time.time()) * 1000 for _ in range(count))
 
 
 def main() -> None:
@@ -36,63 +32,33 @@ def main() -> None:
     harness.start_ray()
     with RayProcLauncher() as launcher:
 
-        def launched() -> tuple[str, float]:
+        def launched() -> str:
             result = launcher.launch("one", LaunchOptions(program="/bin/sh", args=STAMP)).exit_port.wait()
-            return (result.stderr_tail or ["nan"])[-1], time.time()
+            return (result.stderr_tail or ["nan"])[-1]
 
-        def popen() -> tuple[str, float]:
-            child = subprocess.run(["/bin/sh", *STAMP], stderr=subprocess.PIPE, text=True, check=True)
-            return child.stderr, time.time()
+        def popen() -> str:
+            return subprocess.run(["/bin/sh", *STAMP], stderr=subprocess.PIPE, text=True, check=True).stderr
 
-        def by_task() -> tuple[str, float]:
-            return ray.get(in_a_task.remote()), time.time()
-
-        def terminated() -> float:
-            taken = []
-            for _ in range(options.procs):
-                port = launcher.launch(
-                    "two", LaunchOptions(program="/bin/sh", args=["-c", "echo; exec sleep 99"])
-                ).exit_port
-                for _line in launcher.logs("two", follow=True):
-                    break
-                start = time.perf_counter()
-                launcher.terminate("two", 5)
-                port.wait()
-                taken.append(time.perf_counter() - start)
-            return statistics.median(taken) * 1000
-
-        def popen_terminated() -> float:
-            taken = []
-            for _ in range(options.procs):
-                child = subprocess.Popen(["/bin/sh", "-c", "echo; exec sleep 99"], stdout=subprocess.PIPE)
-                assert child.stdout is not None
-                child.stdout.readline()
-                start = time.perf_counter()
-                child.terminate()
-                child.wait()
-                taken.append(time.perf_counter() - start)
-                child.stdout.close()
-            return statistics.median(taken) * 1000
+        def by_task() -> str:
+            stamp: str = ray.get(in_a_task.remote())
+            return stamp
 
         launched(), by_task()
         figures = harness.measure(
             {
-                "exit to result, launch": lambda: notice(launched, options.procs),
-                "exit to result, subprocess.run": lambda: notice(popen, options.procs),
-                "exit to result, Ray task": lambda: notice(by_task, options.procs),
-                "terminate to result, launch": terminated,
-                "terminate to result, Popen": popen_terminated,
+                "launch": lambda: notice(launched, options.procs),
+                "subprocess.run": lambda: notice(popen, options.procs),
+                "Ray task, worker warm": lambda: notice(by_task, options.procs),
             },
             options.rounds,
         )
     harness.report(
-        f"latencies, p50 of {options.procs}",
+        f"exit to result, p50 of {options.procs}",
         "milliseconds",
         figures,
         {
-            "exit: launch / subprocess.run": ("exit to result, launch", "exit to result, subprocess.run"),
-            "exit: launch / Ray task": ("exit to result, launch", "exit to result, Ray task"),
-            "terminate: launch / Popen": ("terminate to result, launch", "terminate to result, Popen"),
+            "launch / subprocess.run": ("launch", "subprocess.run"),
+            "launch / Ray task": ("launch", "Ray task, worker warm"),
         },
         options.json,
     )
