@@ -21,7 +21,7 @@ from ray_launcher import ExitPort, Failed, LaunchOptions, ProcExitResult, ProcLa
 from ray_launcher.cli import outcome
 from ray_launcher.cli.connect import ConnectError, connect
 from ray_launcher.cli.output import STDERR, STDOUT, OutputAbandonedError, Plain, Prefixed, Screen, View
-from ray_launcher.cli.signals import deliver_to
+from ray_launcher.cli.signals import deliver_to, ignore
 
 #: Seconds for the session and Ray to be taken down when every proc has ended.
 _LEAVE = 30.0
@@ -41,7 +41,8 @@ class Run:
         self._mail: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._screen = Screen(on_closed=lambda error: self._mail.put(partial(self._output_closed, error)))
         self._launcher: RayProcLauncher | None = None
-        self._showing: threading.Thread | None = None
+        self._shower: threading.Thread | None = None
+        self._showing = True
         self._ports: list[ExitPort] = []
         self._running = set(range(len(launches)))  # ranks
         self._failures: list[tuple[int, ProcExitResult]] = []  # as they arrived
@@ -110,8 +111,8 @@ class Run:
         for rank, port in enumerate(self._ports):
             port.add_done_callback(partial(self._hear_of, rank))
         view: View = Plain(self._screen) if len(self._ids) == 1 else Prefixed(self._screen)
-        self._showing = threading.Thread(target=self._show, args=(launcher, view), name="output", daemon=True)
-        self._showing.start()
+        self._shower = threading.Thread(target=self._show, args=(launcher, view), name="output", daemon=True)
+        self._shower.start()
 
     def _give_up(self, why: str) -> None:
         self._screen.say(why)
@@ -127,7 +128,7 @@ class Run:
         self._check_over()
 
     def _output_ended(self) -> None:
-        self._showing = None
+        self._showing = False
         self._check_over()
 
     def _output_lost(self, error: Exception) -> None:
@@ -149,7 +150,9 @@ class Run:
         """Only Ctrl-C escalates: a closing terminal, or a service manager, may well signal more than once."""
         if self._launcher is None:
             os._exit(outcome.BY_SIGNAL + number)  # nothing runs yet, and Ray's processes, if ours, end with this one
-        if self._asked is None:
+        if not self._running:
+            self._hurry()
+        elif self._asked is None:
             self._asked, self._unasked = number, len(self._failures)
             self._tell(f"terminating {_procs(len(self._running))}, Ctrl-C again to kill", number)
             self._terminate()
@@ -161,7 +164,7 @@ class Run:
             self._hurry()
 
     def _hurry(self) -> None:
-        """Somebody presses Ctrl-C on: show no more, and do not wait for what does not answer."""
+        """There is nothing left to end, or it does not answer: show no more, and wait no longer."""
         if not self._screen.abandoned.is_set():
             self._screen.abandoned.set()
             self._later(_LEAVE_NOW, self._walk_out)
@@ -179,7 +182,7 @@ class Run:
         return self._asked is not None or self._verdict is not None
 
     def _check_over(self) -> None:
-        self._over = self._over or (not self._running and self._showing is None)
+        self._over = self._over or (not self._running and not self._showing)
 
     def _later(self, seconds: float, what: Callable[[], object]) -> None:
         timer = threading.Timer(seconds, self._mail.put, [what])
@@ -235,7 +238,8 @@ class Run:
             self._screen.say(f"killed {_procs(len(killed))} that had not ended after {self._grace:g} s")
 
     def _leave(self, code: int) -> None:
-        """Leave nothing behind, in bounded time. Signals have no effect any more."""
+        """Leave nothing behind, in bounded time. Signals have no effect any more, to the very end."""
+        ignore()
         patience = _LEAVE_NOW if self._running and self._killing else _LEAVE
         deadline = threading.Timer(patience, os._exit, [code])
         deadline.daemon = True
@@ -243,8 +247,8 @@ class Run:
         with contextlib.suppress(Exception):  # the cluster may be gone, and with it all that is to be ended
             if self._launcher is not None:
                 self._launcher.close(0)
-            if self._showing is not None:
-                self._showing.join(1.0)  # unless it hangs in a write: not in Ray while that is shut down
+            if self._shower is not None:
+                self._shower.join(1.0)  # unless it hangs in a write: not in Ray while that is shut down
             ray.shutdown()
         deadline.cancel()
 

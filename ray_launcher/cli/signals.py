@@ -21,3 +21,9 @@ def deliver_to(receive: Callable[[int], object]) -> None:
     for each in _ASK_TO_END:
         if signal.getsignal(each) is not signal.SIG_IGN:
             signal.signal(each, handler)
+
+
+def ignore() -> None:
+    """From now on these signals have no effect, nor while the interpreter exits, which undoes handlers but not this."""
+    for each in _ASK_TO_END:
+        signal.signal(each, signal.SIG_IGN)

@@ -1,0 +1,100 @@
+"""Ctrl-C as a user presses it, in a real terminal."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from cli_rig import COMMAND, DEADLINE
+from node_rig import until
+
+import ray_launcher
+
+if shutil.which("tmux") is None:
+    pytest.skip("tmux is not installed", allow_module_level=True)
+
+PROGRAM = """
+import signal, sys, time
+def end(*_):
+    print("dying words" if "gentle" in sys.argv else "refused", flush=True)
+    if "gentle" in sys.argv:
+        sys.exit(7)
+signal.signal(signal.SIGTERM, end)
+print("READY", flush=True)
+while True:
+    time.sleep(9999)
+"""
+
+
+class Terminal:
+    """A shell in a terminal of its own."""
+
+    def __init__(self, directory: Path, env: Mapping[str, str]) -> None:
+        self._tmux = ["tmux", "-S", str(directory / "tmux"), "-f", "/dev/null"]
+        shell = ["new-session", "-d", "-x", "200", "-y", "50", "-c", str(directory), "sh"]
+        subprocess.run([*self._tmux, *shell], env={**env, "TERM": "xterm", "PS1": ""}, check=True)
+        # Neither a prompt nor what is typed: only what is written shows.
+        self.keys("PS1=; stty -echo; clear; echo shell", "Enter")
+        until(lambda: self.lines() == ["shell"], "a shell", DEADLINE)
+
+    def keys(self, *keys: str) -> None:
+        subprocess.run([*self._tmux, "send-keys", *keys], check=True)
+
+    def lines(self) -> list[str]:
+        shown = subprocess.run([*self._tmux, "capture-pane", "-p"], check=True, capture_output=True, text=True)
+        return [line.strip() for line in shown.stdout.splitlines() if line]
+
+    def sees(self, line: str) -> None:
+        def seen() -> bool:
+            lines = self.lines()
+            assert line in lines or not any(each.startswith("code=") for each in lines), lines
+            return line in lines
+
+        until(seen, f"{line!r} on the screen", DEADLINE)
+
+    def close(self) -> None:
+        subprocess.run([*self._tmux, "kill-server"], check=True)
+
+
+@pytest.fixture
+def terminal(env: dict[str, str], short_dir: Path) -> Iterator[Terminal]:
+    (short_dir / "prog.py").write_text(PROGRAM)
+    terminal = Terminal(short_dir, {**env, "PYTHONPATH": str(Path(ray_launcher.__file__).parent.parent)})
+    yield terminal
+    terminal.close()
+
+
+def typed(*options: str, how: str) -> str:
+    words = [*COMMAND, *options, "--", sys.executable, "-I", "-S", "prog.py", how]
+    return shlex.join(words) + "; echo code=$?"
+
+
+def test_control_c_terminates_with_grace_and_the_last_output_is_shown(terminal: Terminal) -> None:
+    terminal.keys(typed(how="gentle"), "Enter")
+    terminal.sees("READY")
+    terminal.keys("C-c")
+    terminal.sees("code=7")
+    assert terminal.lines() == [
+        "shell",
+        "READY",
+        "ray-launcher: terminating 1 proc, Ctrl-C again to kill",
+        "dying words",
+        "code=7",
+    ]
+
+
+def test_control_c_twice_kills(terminal: Terminal) -> None:
+    terminal.keys(typed("--grace", "inf", "-n", "2", how="stubborn"), "Enter")
+    terminal.sees("[0] READY")
+    terminal.sees("[1] READY")
+    terminal.keys("C-c")
+    terminal.sees("[0] refused")
+    terminal.sees("[1] refused")
+    terminal.keys("C-c")
+    terminal.sees("code=137")
+    assert terminal.lines()[-2:] == ["ray-launcher: killing 2 procs", "code=137"]

@@ -1,0 +1,137 @@
+"""What the command makes of its options, and what it says about bad ones. Nothing is started."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+import ray_launcher
+from ray_launcher import LaunchOptions
+from ray_launcher.cli import run
+from ray_launcher.cli.main import main
+
+
+class Started:
+    """Stands in for a run: notes what would be started."""
+
+    launches: Mapping[str, LaunchOptions]
+    address: str | None
+    grace: float
+
+    def __init__(self, launches: Mapping[str, LaunchOptions], address: str | None, grace: float) -> None:
+        Started.launches, Started.address, Started.grace = launches, address, grace
+
+    def execute(self) -> int:
+        return 42
+
+
+Call = Callable[..., int]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Runs the command line in this process; the exit code."""
+    monkeypatch.setattr(run, "Run", Started)
+
+    def call(*args: str) -> int:
+        with pytest.raises(SystemExit) as exited:
+            main(args)
+        assert isinstance(exited.value.code, int)
+        return exited.value.code
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "args, named, way_out",
+    [
+        (["-n", "0", "ls"], "'-n'", "x>=1"),
+        (["-n", "two", "ls"], "'-n'", "integer"),
+        (["--env", "=x", "ls"], "'--env'", "NAME=VALUE"),
+        (["--env", "NOT_SET_ANYWHERE", "ls"], "'--env'", "write NOT_SET_ANYWHERE=VALUE"),
+        (["--env-remove", "", "ls"], "'--env-remove'", "empty"),
+        (["--cwd", "", "ls"], "'--cwd'", "empty"),
+        (["--grace", "-1", "ls"], "'--grace'", "0 or more"),
+        (["--grace", "nan", "ls"], "'--grace'", "0 or more"),
+        (["--grace", "soon", "ls"], "'--grace'", "0 or more"),
+        (["--name", "a/b", "ls"], "'--name'", "letters, digits"),
+        (["--address", "", "ls"], "'--address'", "empty"),
+        (["--colour", "ls"], "--colour", "then `--`, then PROGRAM"),
+        (["-n", "4"], "PROGRAM", "then `--`, then PROGRAM"),
+        (["--", ""], "PROGRAM", "empty"),
+    ],
+)
+def test_a_bad_option_gives_125_and_is_named_with_the_way_out(
+    call: Call, capsys: pytest.CaptureFixture[str], args: list[str], named: str, way_out: str
+) -> None:
+    assert call("run", *args) == 125
+    said = capsys.readouterr()
+    assert named in said.err
+    assert way_out in said.err
+    assert said.out == ""
+
+
+@pytest.mark.parametrize("separator", [[], ["--"]])
+def test_options_behind_the_program_are_its_own(call: Call, separator: list[str]) -> None:
+    assert call("run", "-n", "2", *separator, "prog", "-n", "9", "--help", "--", "--grace") == 42
+    options = list(Started.launches.values())
+    assert len(options) == 2
+    assert options[0].program == "prog"
+    assert options[0].args == ("-n", "9", "--help", "--", "--grace")
+
+
+def test_procs_are_named_by_rank_and_know_it_whatever_env_says(call: Call) -> None:
+    call("run", "-n", "2", "--name", "job", "-e", "RAY_LAUNCHER_RANK=7", "-e", "A=b=c", "ls")
+    assert list(Started.launches) == ["job/0", "job/1"]
+    assert [dict(options.env) for options in Started.launches.values()] == [
+        {"RAY_LAUNCHER_RANK": rank, "RAY_LAUNCHER_NPROCS": "2", "A": "b=c"} for rank in "01"
+    ]
+
+
+def test_a_variable_without_a_value_gets_the_one_it_has_here(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN_OF_MINE", "s=cret")
+    call("run", "--env", "TOKEN_OF_MINE", "ls")
+    assert Started.launches["run/0"].env["TOKEN_OF_MINE"] == "s=cret"
+
+
+def test_procs_run_in_the_current_directory_unless_told_otherwise(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for given, meant in (([], tmp_path), (["--cwd", "sub"], tmp_path / "sub"), (["--cwd", "/x"], Path("/x"))):
+        call("run", *given, "ls")
+        assert Started.launches["run/0"].cwd == str(meant)
+
+
+def test_the_remaining_options_arrive(call: Call) -> None:
+    assert call("run", "--grace", "inf", "--address", "h:1", "--env-remove", "A*", "--env-remove", "B", "ls") == 42
+    assert (Started.grace, Started.address) == (float("inf"), "h:1")
+    assert Started.launches["run/0"].env_remove == ("A*", "B")
+    call("run", "ls")
+    assert (Started.grace, Started.address) == (10, None)
+
+
+def test_arguments_that_are_not_utf8_arrive_as_they_are(call: Call) -> None:
+    call("run", "cat", "\udcff")
+    assert Started.launches["run/0"].args == ("\udcff",)
+
+
+def test_the_version_is_the_packages(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--version") == 0
+    assert ray_launcher.__version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_shows_an_example_and_every_option(call: Call, capsys: pytest.CaptureFixture[str], option: str) -> None:
+    assert call("run", option) == 0
+    text = capsys.readouterr().out
+    assert "ray-launcher run -n 4" in text
+    for name in ("-n", "--env", "--env-remove", "--cwd", "--grace", "--address", "--name", "Exit code"):
+        assert name in text
+
+
+def test_an_unknown_verb_gives_125(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("walk") == 125
+    assert "walk" in capsys.readouterr().err
