@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from ray_launcher.node.timers import Timer
 
 
-#: Seconds for which a process may seem to be within an exec; one that has wiped out its arguments does so for ever.
-_PATIENCE = 1.0
-
-
 class Proc:
     """One launch, from its exec until nothing of its tree is left. Keeps nothing of its argv and environment."""
 
@@ -40,6 +36,7 @@ class Proc:
         "termed",
         "timer",
         "token",
+        "unseen_since",
     )
 
     def __init__(self, spec: Spec, pid: int, stderr_begin: int = 0) -> None:
@@ -55,14 +52,14 @@ class Proc:
         self.kill_at = float("inf")  # when TERM turns into KILL
         self.kill_until = float("inf")  # when repeating KILL is given up
         self.timer: Timer | None = None  # the only one: escalation, then repetition
+        self.unseen_since = 0.0  # the first of the last looks in a row that were unclear and did not show it
 
 
 class Kinship:
     """Tells whose a process is. Leaders and strays are ours until we reap them, so their pids cannot be another's."""
 
     def __init__(self) -> None:
-        self.unclear = False  # the last look met a stray that does not tell whose it is, yet: look again soon
-        self._halfway: dict[tuple[int, int], float] = {}  # such strays, and since when
+        self.unclear = False  # the last look may have missed somebody
         self.leaders: dict[int, Proc] = {}  # by pid, until reaped
         self._by_token: dict[bytes, Proc] = {}  # until nothing of the tree is left
         self._by_session: dict[int, Proc] = {}
@@ -86,10 +83,22 @@ class Kinship:
         return list(self._by_token.values())
 
     def strays(self) -> list[Stat]:
-        """Our children that are no leaders, zombies left out. This begins a look at them."""
+        """Our children that are no leaders. This begins a look at them.
+
+        A zombie among them is reaped and makes the look unclear: what it left may have become ours after the list of
+        our children was read.
+        """
         self.unclear = False
-        found = (proctable.stat(pid) for pid in proctable.children(os.getpid()) if pid not in self.leaders)
-        return [stat for stat in found if stat is not None and stat.alive]
+        strays = []
+        for pid in proctable.children(os.getpid()):
+            if pid not in self.leaders:
+                stat = proctable.stat(pid)
+                if stat is not None and stat.alive:
+                    strays.append(stat)
+                else:
+                    self.unclear = True
+                    _reap(pid)
+        return strays
 
     def strays_by_owner(self) -> dict[Proc | None, list[Stat]]:
         """All strays; nobody's under None."""
@@ -111,8 +120,7 @@ class Kinship:
         try:
             cookie = proctable.cookie(stray.pid)
         except proctable.HalfwayError:
-            since = self._halfway.setdefault(stray.key, time.monotonic())
-            self.unclear = self.unclear or time.monotonic() < since + _PATIENCE
+            self.unclear = True
             return None
         return self._by_token.get(cookie.rsplit(b"/", 1)[-1]) if cookie is not None else None
 
@@ -131,4 +139,10 @@ class Kinship:
                     sampled[member.key] = proc
                     family.extend(below.get(member.pid, ()))
         self._sampled = sampled
-        self._halfway = {key: since for key, since in self._halfway.items() if key[0] in table}
+
+
+def _reap(pid: int) -> None:
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        pass  # it has been reaped

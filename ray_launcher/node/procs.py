@@ -25,8 +25,9 @@ SAMPLE_PERIOD = 2.5
 _ROUNDS = 64
 _ROUNDS_SECONDS = 0.1
 _AGAIN = 0.05
-#: Seconds after which a process that was within an exec is looked at again.
+#: Seconds from a look that was unclear to the next, and after which a proc that none of them has shown is gone.
 _SOON = 0.005
+_PATIENCE = 1.0
 #: Looks for leftovers take at most the 1 + Nth part of the time, however many exits there are.
 _SWEEP_REST = 4
 
@@ -103,8 +104,8 @@ class Procs:
         proc.kill_at = min(proc.kill_at, now)
         proc.kill_until = min(proc.kill_until, now + self._kill_bound)
         left = self._kill_all(proc)
-        if proc.exited and not left and not self._kinship.unclear:
-            self._gone(proc)
+        if proc.exited and not left:
+            self._sweep_at(now + _SOON)  # which finds out whether that is the end
         elif now >= proc.kill_until:
             self._give_up(proc, left)
         else:  # a lone leader can fork no more: its exit is all there is to wait for
@@ -115,7 +116,7 @@ class Procs:
         """KILL what descends from us and is nobody's; True when there is nothing such left."""
         strays = self._kinship.strays()
         _kill_strays(strays, set())
-        return not strays
+        return not strays and not self._kinship.unclear
 
     def _term(self, proc: Proc, members: list[Stat]) -> None:
         proc.termed = True
@@ -136,7 +137,9 @@ class Procs:
         enough = time.monotonic() + _ROUNDS_SECONDS
         for _ in range(_ROUNDS):
             left = self._kill_once(proc)
-            if all(stat.key in sent for stat in left) or time.monotonic() >= enough:
+            if not self._kinship.unclear and all(stat.key in sent for stat in left):
+                break
+            if time.monotonic() >= enough:
                 break
             sent.update(stat.key for stat in left)
         return left
@@ -172,9 +175,13 @@ class Procs:
                 self.running.pop(proc.token, None)
                 self._dying.add(proc)
                 leaders.append((proc, status))
-            if self._dying and self._sweeper is None:
-                self._sweeper = self._timers.at(self._rest_until, self._sweep)
+            if self._dying:
+                self._sweep_at(0.0)
         return leaders
+
+    def _sweep_at(self, when: float) -> None:
+        if self._sweeper is None:
+            self._sweeper = self._timers.at(max(when, self._rest_until), self._sweep)
 
     def _sweep(self) -> None:
         """After an exit: what is left of trees without a leader gets TERM and a short grace, then KILL."""
@@ -184,9 +191,12 @@ class Procs:
         unclear = self._kinship.unclear
         for proc in list(self._dying):
             if proc not in owned:
-                if not unclear:
+                proc.unseen_since = proc.unseen_since or began
+                if not unclear or began >= proc.unseen_since + _PATIENCE:
                     self._gone(proc)
-            elif proc.kill_at <= began:
+                continue
+            proc.unseen_since = 0.0
+            if proc.kill_at <= began:
                 self.kill(proc)
             else:
                 if not proc.termed:
@@ -195,7 +205,7 @@ class Procs:
         now = time.monotonic()
         self._rest_until = now + _SWEEP_REST * (now - began)
         if unclear and self._dying:
-            self._sweeper = self._timers.at(max(self._rest_until, now + _SOON), self._sweep)
+            self._sweep_at(now + _SOON)
 
     def _gone(self, proc: Proc) -> None:
         self._forget(proc)

@@ -85,10 +85,10 @@ def cookie(pid: int) -> bytes | None:
 
     Raises `HalfwayError` when that cannot be told at this moment.
     """
-    data = _read(f"/proc/{pid}/environ")
+    data = _memory(pid, "environ")
     if data is None:
         return None
-    if not data and _read(f"/proc/{pid}/cmdline") == b"":
+    if not data and _memory(pid, "cmdline") == b"":
         raise HalfwayError
     at = (b"\0" + data).find(b"\0" + COOKIE)
     return None if at < 0 else data[at + len(COOKIE) :].split(b"\0", 1)[0]
@@ -108,6 +108,15 @@ def send(seen: Stat, signum: int) -> None:
         pass
     finally:
         os.close(fd)
+
+
+def _memory(pid: int, name: str) -> bytes | None:
+    """What a process keeps in its own memory. Its first thread, where it has ended, has none, but others show it."""
+    data = _read(f"/proc/{pid}/{name}")
+    if data:
+        return data
+    others = (_read(f"/proc/{pid}/task/{thread}/{name}") for thread in _threads(pid))
+    return next(filter(None, others), data)
 
 
 def _threads(pid: int) -> list[str]:

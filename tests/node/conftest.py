@@ -6,7 +6,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from node_rig import Rig
+
+settings.register_profile("node", deadline=None)  # the machine may be busy with the rest of a test run
+settings.load_profile("node")
 
 
 @pytest.fixture

@@ -90,15 +90,18 @@ def test_a_new_agent_takes_over_from_the_old_one(rig: Rig) -> None:
 
 def test_what_the_old_agent_still_says_is_not_heard(make_rig: Callable[..., Rig]) -> None:
     """Even where it says hello again: a supervisor whose agent is nobody would never be orphaned."""
-    rig = make_rig(orphan_grace=0.2)
-    rig.wire.sock.sendall(pack(b"hello") * 500)
+    rig = make_rig(orphan_grace=1.0)
+    successor = rig.dial(hello=False)
     rig.connect()
-    rig.wire.close()
+    rig.wire.sock.sendall(pack(b"hello") * 500)
+    successor.send(b"hello")
+    rig.wire.wait_closed()
+    successor.close()
     rig.wait_end()
 
 
 def test_an_agent_that_comes_back_within_the_grace_finds_its_procs(make_rig: Callable[..., Rig]) -> None:
-    rig = make_rig(orphan_grace=0.4)
+    rig = make_rig(orphan_grace=1.0)
     token = rig.sh(_SLEEP)
     (pid,) = rig.pids(token)
     for _ in range(5):
@@ -107,13 +110,13 @@ def test_an_agent_that_comes_back_within_the_grace_finds_its_procs(make_rig: Cal
         assert rig.listed[0] == token
     stubborn = rig.sh("trap '' TERM; echo $$; exec sleep 9999")
     rig.pids(stubborn)
-    rig.wire.send(b"terminate", stubborn, b"0.8")  # a clock: longer than the grace of any of the absences
+    rig.wire.send(b"terminate", stubborn, b"1.5")  # a clock: longer than the grace of any of the absences
     rig.exit(stubborn)
     assert running(pid)
 
 
 def test_without_an_agent_procs_live_as_long_as_the_grace_and_then_end(make_rig: Callable[..., Rig]) -> None:
-    rig = make_rig(orphan_grace=0.5, end_grace=9999.0)
+    rig = make_rig(orphan_grace=1.0, end_grace=9999.0)
     token = rig.sh("trap 'echo term >&2; exit' TERM; sleep 9999 & echo $$; wait")
     (pid,) = rig.pids(token)
     rig.wire.close()
@@ -124,14 +127,14 @@ def test_without_an_agent_procs_live_as_long_as_the_grace_and_then_end(make_rig:
 
 
 def test_a_supervisor_that_no_agent_ever_comes_to_ends(make_rig: Callable[..., Rig]) -> None:
-    rig = make_rig(orphan_grace=0.1)
+    rig = make_rig(orphan_grace=1.0)
     rig.wire.close()
     rig.wait_end()
     rig.gone(rig.pid, rig.guard)
 
 
 def test_a_stranger_that_says_nothing_is_no_agent(make_rig: Callable[..., Rig]) -> None:
-    rig = make_rig(orphan_grace=0.3)
+    rig = make_rig(orphan_grace=1.0)
     rig.dial(hello=False)
     rig.wire.close()
     rig.wait_end()

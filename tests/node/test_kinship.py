@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from node_rig import until
@@ -28,7 +30,7 @@ if os.fork() == 0:
     sys.stdin.readline()
     if os.fork() == 0:
         os.setsid()
-        os.execve("/bin/sh", ["sh", "-c", "echo $$; exec sleep 9999"], {})
+        os.execve("/bin/sh", ["sh", "-c", "echo $$; kill -STOP $$"], {})
     sys.stdin.readline()
     os._exit(0)
 os.wait()
@@ -55,11 +57,19 @@ def kinship() -> Iterator[Kinship]:
 
 @pytest.fixture
 def leader() -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-I", "-S", "-u", "-c", _LEADER]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, text=True, start_new_session=True, stdin=pipe, stdout=pipe) as process:
+    with _process(sys.executable, "-I", "-S", "-u", "-c", _LEADER, start_new_session=True) as process:
         yield process
-        process.kill()
+
+
+@contextlib.contextmanager
+def _process(*command: str | Path, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process that is killed afterwards, whatever happens."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def _adopt(kinship: Kinship, pid: int, token: bytes = b"token") -> Proc:
@@ -154,16 +164,15 @@ def test_removing_a_proc_leaves_a_later_one_with_its_pid_alone(kinship: Kinship)
 def test_a_command_name_may_hold_parentheses_and_spaces(tmp_path: Path) -> None:
     program = tmp_path / "a) Z (1 2"
     program.symlink_to("/bin/sleep")
-    with subprocess.Popen([program, "9999"]) as process:
+    with _process(program, "9999") as process:
         until(lambda: b"a) Z" in Path(f"/proc/{process.pid}/stat").read_bytes(), "it has been exec'ed")
         found = proctable.stat(process.pid)
-        process.kill()
     assert found is not None
     assert (found.ppid, found.alive) == (os.getpid(), True)
 
 
 def test_a_zombie_is_not_alive_and_then_gone() -> None:
-    with subprocess.Popen(["/bin/true"]) as process:
+    with _process("/bin/true") as process:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         found = proctable.stat(process.pid)
         assert found is not None
@@ -175,7 +184,7 @@ def test_a_zombie_is_not_alive_and_then_gone() -> None:
 
 
 def test_a_signal_goes_to_the_process_that_was_seen_and_to_no_later_one() -> None:
-    with subprocess.Popen(["/bin/sleep", "9999"]) as process:
+    with _process("/bin/sleep", "9999") as process:
         seen = proctable.stat(process.pid)
         assert seen is not None
         seen.start += 1
@@ -193,13 +202,12 @@ def test_children_of_every_thread_are_children() -> None:
         "    print(subprocess.Popen(['/bin/sleep', '9999']).pid, flush=True); time.sleep(9999)\n"
         "threading.Thread(target=run).start()"
     )
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+    with _process(sys.executable, "-c", script) as process:
         assert process.stdout is not None
         child = int(process.stdout.readline())
         assert proctable.children(process.pid) == [child]
         assert [found.pid for found in proctable.tree(process.pid)] == [process.pid, child]
         os.kill(child, signal.SIGKILL)
-        process.kill()
 
 
 @pytest.mark.parametrize(
@@ -213,24 +221,38 @@ def test_children_of_every_thread_are_children() -> None:
     ],
 )
 def test_the_cookie_is_read_from_the_environment(environ: dict[str, str], cookie: bytes | None) -> None:
-    with subprocess.Popen(["/bin/sleep", "9999"], env=environ) as process:
+    with _process("/bin/sleep", "9999", env=environ) as process:
         until(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n", "it has been exec'ed")
         assert proctable.cookie(process.pid) == cookie
-        process.kill()
 
 
-def test_a_stray_within_an_exec_makes_a_look_unclear_for_a_while_only(
-    kinship: Kinship, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_cookie_is_read_although_the_first_thread_has_ended() -> None:
+    script = (
+        "import ctypes, threading, time\n"
+        "threading.Thread(target=time.sleep, args=(9999,)).start()\n"
+        "ctypes.CDLL(None).pthread_exit(None)\n"
+    )
+    with _process(sys.executable, "-I", "-S", "-c", script, env={"RAY_LAUNCHER_ID": "s/t"}) as process:
+        until(lambda: "State:\tZ" in Path(f"/proc/{process.pid}/status").read_text(), "its first thread has ended")
+        assert proctable.cookie(process.pid) == b"s/t"
+
+
+def test_a_stray_within_an_exec_makes_a_look_unclear(kinship: Kinship, monkeypatch: pytest.MonkeyPatch) -> None:
     def halfway(_pid: int) -> bytes | None:
         raise proctable.HalfwayError
 
-    with subprocess.Popen(["/bin/sleep", "9999"]) as process:
+    with _process("/bin/sleep", "9999") as process:
         until(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n", "it has been exec'ed")
         monkeypatch.setattr(proctable, "cookie", halfway)
-        looks = []
-        for patience in (9999.0, 0.0):
-            monkeypatch.setattr("ray_launcher.node.kinship._PATIENCE", patience)
-            looks.append((list(kinship.strays_by_owner()), kinship.unclear))
-        assert looks == [([None], True), ([None], False)]
-        process.kill()
+        assert list(kinship.strays_by_owner()) == [None]
+        assert kinship.unclear
+
+
+def test_a_stray_that_has_just_died_makes_a_look_unclear(kinship: Kinship) -> None:
+    """What it leaves becomes ours, but perhaps after the list of our children was read."""
+    with _process("/bin/true") as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert kinship.strays() == []
+        assert kinship.unclear
+        assert kinship.strays() == []
+        assert not kinship.unclear

@@ -119,11 +119,8 @@ def test_arguments_and_environment_too_long_together(rig: Rig) -> None:
 
 
 def test_no_file_descriptor_left(rig: Rig) -> None:
-    used = max(map(int, _descriptors(rig)))
-    limits = resource.prlimit(rig.pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(rig.pid, resource.RLIMIT_NOFILE, (used + 1, limits[1]))
-    end = rig.exit(rig.launch("/bin/true"))
-    resource.prlimit(rig.pid, resource.RLIMIT_NOFILE, limits)
+    with rig.without_descriptors():
+        end = rig.exit(rig.launch("/bin/true"))
     _fails(end, None, "log file", os.strerror(errno.EMFILE), "ulimit -n")
 
 

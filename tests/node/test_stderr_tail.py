@@ -88,8 +88,8 @@ def test_a_log_that_another_launch_wrote_to_before_gives_only_what_is_new(rig: R
 def _stopped(rig: Rig) -> bytes:
     """A proc that has its log files and waits for SIGCONT to end."""
     token = rig.sh("kill -STOP $$")
-    _, pid, _ = rig.wire.verb(b"started")
-    until(lambda: stat(int(pid))[0] == "T", "it is stopped")
+    pid = rig.started(token)
+    until(lambda: stat(pid)[0] == "T", "it is stopped")
     return token
 
 

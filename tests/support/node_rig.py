@@ -7,6 +7,7 @@ import fcntl
 import functools
 import itertools
 import os
+import resource
 import select
 import shutil
 import signal
@@ -263,6 +264,28 @@ class Rig:
     def exit(self, token: bytes, deadline: float = DEADLINE) -> Exit:
         return self.wire.exit(token, deadline)
 
+    def started(self, token: bytes) -> int:
+        """The pid of a proc, once its start has been announced."""
+
+        def announced() -> int:
+            self.wire.poll(0.05)
+            starts = [frame for frame in self.wire.frames if frame[0] == b"started" and token in frame[1::3]]
+            return int(starts[0][2::3][starts[0][1::3].index(token)]) if starts else 0
+
+        return until(announced, f"start of {token!r}")
+
+    @contextlib.contextmanager
+    def without_descriptors(self) -> Iterator[None]:
+        """The supervisor can open no file or connection meanwhile."""
+        used = {int(path.name) for path in Path(f"/proc/{self.pid}/fd").iterdir()}
+        lowest = min(set(range(1000)) - used)
+        limits = resource.prlimit(self.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (lowest, limits[1]))
+        try:
+            yield
+        finally:
+            resource.prlimit(self.pid, resource.RLIMIT_NOFILE, limits)
+
     def log(self, token: bytes, stream: str) -> Path:
         return self.logs / f"{token.decode()}.{stream}"
 
@@ -286,8 +309,19 @@ class Rig:
         until(lambda: not any(map(exists, filter(None, pids))), f"{pids} are gone")
 
     def none_left(self) -> None:
-        """Wait until no process bears the marker."""
-        until(lambda: not marked(self.marker) or None, f"nothing of {self.marker} is left; it is {marked(self.marker)}")
+        """Wait until the supervisor has no children and no process bears the marker.
+
+        Something that forks all the time is hard to see in a list of all processes, but always somebody's child.
+        """
+
+        def left() -> str:
+            try:
+                children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
+            except OSError:
+                children = ""
+            return f"{children} {marked(self.marker) or ''}".strip()
+
+        until(lambda: not left() or None, f"nothing of {self.marker} is left; it was {left()}")
 
     # -- the end --------------------------------------------------------------------------------------------------
 
