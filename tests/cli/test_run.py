@@ -95,7 +95,6 @@ FAILURES = {
     "data": (["--", "/etc/passwd"], 126, "not executable"),
     "nowhere": (["--cwd", "/no/such/place", "--", "true"], 125, "'/no/such/place' does not exist"),
     "crash": (shell("kill -SEGV $$"), 139, "the program was killed by SIGSEGV"),
-    "many": (["-n", "2", "--", "no-such-program"], 127, "2 of 2 ranks failed (0, 1), the first of them rank"),
 }
 
 
