@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 from node_rig import until
-from ray_rig import DEADLINE, Driver, Nodes, ended, procs_of, rest_of, shell
+from ray_rig import DEADLINE, Driver, Nodes, ended, procs_of, rest_of, shell, slowness
 
 from ray_launcher import RayProcLauncher
 
@@ -165,9 +165,9 @@ def _all_gone(ends: Iterable[End]) -> bool:
 def test_nothing_is_left_however_a_driver_ends(ends: dict[str, End], way: str) -> None:
     end = ends[way]
     assert end.procs_gone is not None
-    assert end.procs_gone <= PROCS_GONE + end.grace
+    assert end.procs_gone <= PROCS_GONE * slowness() + end.grace
     assert end.all_gone is not None
-    assert end.all_gone <= ALL_GONE + end.grace
+    assert end.all_gone <= ALL_GONE * slowness() + end.grace
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from ray_rig import (
     rest_of,
     runtime_directory,
     shell,
+    slowness,
     supervisors_of,
 )
 
@@ -150,7 +151,7 @@ def test_a_lost_agent_fails_its_procs_naming_the_node(launcher: RayProcLauncher,
     again = launcher.launch("one", shell("echo up; exec sleep 9999", nodes.on("a")))
     assert list(launcher.logs("two", follow=True)) == ["up", "up"]  # the new agent reads what the old one's wrote
     until(lambda: len(procs_of(launcher.session)) <= 1, "the old procs are gone")
-    assert time.monotonic() - killed < ORPHAN_GRACE + GRACE + 5
+    assert time.monotonic() - killed < ORPHAN_GRACE + GRACE + 5 * slowness()
     assert not again.exit_port.done()
     launcher.terminate("one", 5)
     assert ended(again.exit_port).returncode == -signal.SIGTERM
@@ -168,9 +169,9 @@ def test_a_lost_spawner_closes_the_ports_and_everything_goes(launcher: RayProcLa
         assert isinstance(kind, Failed)
         assert kind.reason.startswith("exit port closed (")
     until(lambda: not procs_of(launcher.session), "its procs are gone", DEADLINE)
-    assert time.monotonic() - killed < GRACE + 5
+    assert time.monotonic() - killed < GRACE + 5 * slowness()
     until(lambda: not rest_of(launcher.session), "agents and supervisors are gone", DEADLINE)
-    assert time.monotonic() - killed < GRACE + 15
+    assert time.monotonic() - killed < GRACE + 15 * slowness()
 
 
 def test_after_the_loss_of_the_spawner_each_verb_says_so(launcher: RayProcLauncher) -> None:

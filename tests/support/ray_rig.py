@@ -69,6 +69,11 @@ class Nodes:
         self._cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
+def slowness() -> float:
+    """How much longer than on an idle machine things take; promises in seconds are meant for one."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 def shell(script: str, placement: Placement | None = None, **more: Any) -> LaunchOptions:
     return LaunchOptions(program="sh", args=["-c", script], placement=placement or Placement(), **more)
 
