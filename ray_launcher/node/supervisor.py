@@ -86,6 +86,7 @@ class Supervisor:
             if self._asked_to_end:
                 self._asked_to_end = False
                 self._stop(self._graces.end_grace)
+                continue  # with nothing to end there is no event to wait for
             for fd, events in self._epoll.poll(0 if self._peers.busy else self._timers.wait()):
                 self._ready(fd, events)
             self._reap()
