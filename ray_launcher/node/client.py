@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import stat
@@ -42,10 +43,8 @@ def remove_directory(path: Path) -> None:
     for name in ("socket", _LOG):
         (path / name).unlink(missing_ok=True)
     for directory in (path, path.parent):
-        try:
+        with contextlib.suppress(OSError):  # the guard took it, or others' directories are in it
             directory.rmdir()
-        except OSError:  # not empty: other sessions' directories
-            return
 
 
 def start(
