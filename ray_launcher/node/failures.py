@@ -11,7 +11,6 @@ from ray_launcher.node.spec import Spec
 
 #: A shell's words for the two kinds of failed exec, reported as the exit code beside the reason.
 NOT_EXECUTABLE, NOT_FOUND = 126, 127
-_SHOWN_CHARS = 1000
 
 
 def explain(error: SetupError, spec: Spec, env: dict[bytes, bytes]) -> tuple[str, int | None]:
@@ -74,8 +73,8 @@ def _missing(shown: str, path: bytes, spec: Spec, env: dict[bytes, bytes]) -> tu
     if b"/" in path and os.path.exists(path):
         return f"{shown}: exists, but the interpreter that it names (its #! line or loader) does not", NOT_EXECUTABLE
     if b"/" not in spec.program:
-        where = os.fsdecode(env.get(b"PATH", DEFAULT_PATH))[:_SHOWN_CHARS]
-        return f"{shown}: program not found on the child's PATH ({where}): install it there or give a path", NOT_FOUND
+        unset = "" if b"PATH" in env else f", which is not set, so {os.fsdecode(DEFAULT_PATH)} was searched"
+        return f"{shown}: program not found on the child's PATH{unset}: install it there, or give a path", NOT_FOUND
     base = f" (relative to cwd {os.fsdecode(spec.cwd or os.getcwdb())!r})" if not os.path.isabs(spec.program) else ""
     return f"{shown}: program not found on the node{base}", NOT_FOUND
 
