@@ -42,14 +42,15 @@ sys.stdin.readline()
 
 @pytest.fixture
 def kinship() -> Iterator[Kinship]:
-    """Empty; orphans below the test become its children meanwhile, and are killed at the end."""
+    """Empty; orphans below the test become its children meanwhile, and those that came are killed at the end."""
     libc = ctypes.CDLL(None)
+    before = set(proctable.children(os.getpid()))  # Ray, where other tests have started it
     libc.prctl(_SUBREAPER, 1, 0, 0, 0)
     kinship = Kinship()
     try:
         yield kinship
     finally:
-        for stray in kinship.strays():
+        for stray in (stray for stray in kinship.strays() if stray.pid not in before):
             os.kill(stray.pid, signal.SIGKILL)
             os.waitpid(stray.pid, 0)
         libc.prctl(_SUBREAPER, 0, 0, 0, 0)
