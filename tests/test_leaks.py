@@ -170,7 +170,8 @@ def test_things_that_are_just_going_are_waited_for() -> None:
 def test_a_test_that_leaves_a_zombie_fails(tmp_path: Path) -> None:
     leaky = tmp_path / "test_leaky.py"
     leaky.write_text(
-        "import subprocess\nKEPT = []\n\ndef test_leaky():\n    KEPT.append(subprocess.Popen('/bin/true'))\n"
+        "import os, subprocess\nKEPT = []\n\ndef test_leaky():\n    KEPT.append(subprocess.Popen('/bin/true'))\n"
+        "    os.waitid(os.P_PID, KEPT[0].pid, os.WEXITED | os.WNOWAIT)\n"
     )
     script = f"""
 import sys, pytest, leaks

@@ -253,7 +253,7 @@ def test_a_stray_that_has_just_died_makes_a_look_unclear(kinship: Kinship) -> No
     """What it leaves becomes ours, but perhaps after the list of our children was read."""
     with _process("/bin/true") as process:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        assert kinship.strays() == []
+        assert process.pid not in {stray.pid for stray in kinship.strays()}
         assert kinship.unclear
-        assert kinship.strays() == []
+        assert process.pid not in {stray.pid for stray in kinship.strays()}
         assert not kinship.unclear
