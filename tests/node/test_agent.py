@@ -25,6 +25,7 @@ def test_the_same_token_twice_starts_once(rig: Rig) -> None:
     token = rig.sh(_SLEEP)
     rig.sh(_SLEEP, token=token)
     rig.wire.barrier()
+    until(lambda: rig.output(token), "it runs")
     rig.wire.send(b"kill", token)
     rig.exit(token)
     rig.wire.barrier()
