@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_rig import DEADLINE, Nodes, ended, python, shell
+from ray_rig import DEADLINE, Nodes, ended, living, python, shell
 
 from ray_launcher import LaunchOptions, LogChunk, Placement, ProcLauncherError, RayProcLauncher, UnknownProcError
 from ray_launcher.cluster.follow import tail_offset
 from ray_launcher.logs import lines_of
 
 NOWHERE = Placement(label_selector={"zone": "nowhere"})
-
-
-@contextlib.contextmanager
-def living(launcher: RayProcLauncher, proc_id: str, opts: LaunchOptions) -> Iterator[None]:
-    port = launcher.launch(proc_id, opts).exit_port
-    try:
-        yield
-    finally:
-        launcher.kill(proc_id)
-        ended(port)
 
 
 def gated(before: str, after: str, gate: Path) -> LaunchOptions:

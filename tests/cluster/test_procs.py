@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timezone
 
 import pytest
 from node_rig import until
-from ray_rig import DEADLINE, Nodes, ended, shell
+from ray_rig import DEADLINE, Nodes, ended, living, shell
 
 from ray_launcher import LaunchOptions, Placement, ProcInfo, RayProcLauncher, Signaled, UnknownProcError
 
@@ -18,16 +17,6 @@ NOWHERE = Placement(label_selector={"zone": "nowhere"})
 
 def info_of(launcher: RayProcLauncher, proc_id: str) -> ProcInfo:
     return next(info for info in launcher.procs() if info.proc_id == proc_id)
-
-
-@contextlib.contextmanager
-def living(launcher: RayProcLauncher, proc_id: str, opts: LaunchOptions) -> Iterator[None]:
-    port = launcher.launch(proc_id, opts).exit_port
-    try:
-        yield
-    finally:
-        launcher.kill(proc_id)
-        ended(port)
 
 
 def test_a_running_proc_is_shown_with_its_node_pid_and_start(shared: RayProcLauncher, nodes: Nodes) -> None:

@@ -87,6 +87,17 @@ def ended(port: ExitPort) -> ProcExitResult:
     return port.wait(DEADLINE)
 
 
+@contextlib.contextmanager
+def living(launcher: RayProcLauncher, proc_id: str, opts: LaunchOptions) -> Iterator[None]:
+    """The proc runs, or waits to, for as long as this is open."""
+    port = launcher.launch(proc_id, opts).exit_port
+    try:
+        yield
+    finally:
+        launcher.kill(proc_id)
+        ended(port)
+
+
 def starts_writing(launcher: RayProcLauncher, *proc_ids: str) -> None:
     """Return when each of them has written something."""
     silent = set(proc_ids)
