@@ -57,7 +57,7 @@ class ClusterSpawner(ProcSpawner):
             await self._restored.until(lambda: self._roster.by_token(token) is not None)
         proc = self._roster.by_token(token)
         if proc is None:
-            refusal = self._refusal(proc_id, message)
+            refusal = self._refusal(key, proc_id, message)
             if refusal:
                 return _failed(refusal)
             proc = self._roster.add(proc_id, token)
@@ -74,7 +74,9 @@ class ClusterSpawner(ProcSpawner):
         finally:
             self._roster.end(proc)
 
-    def _refusal(self, proc_id: str, message: Message) -> str:
+    def _refusal(self, key: LaunchKey, proc_id: str, message: Message) -> str:
+        if self._restored.answered(key):
+            return "its outcome has been told"  # nobody listens
         if message.again and self._restored.lost:
             nodes = ", ".join(map(str, self._restored.lost))
             return f"node {nodes} was lost while the spawner was started again: the proc ran there, or nowhere"
@@ -106,6 +108,7 @@ class ClusterSpawner(ProcSpawner):
 
     def on_settled(self, launcher: str, numbers: list[int]) -> None:
         """See `ProcSpawner.on_settled`: the reports of these need not be kept any longer."""
+        self._restored.settled(launcher, numbers)
         for number in numbers:
             kept = self._unsettled.pop(token_of((launcher, number)), None)
             if kept is not None:
@@ -236,7 +239,10 @@ class ClusterSpawner(ProcSpawner):
     # -- procs ----------------------------------------------------------------------------------------------------
 
     def _news(self, link: Link, news: Started | Exit) -> None:
-        proc = self._roster.by_token(news.token) or self._find(link, news)
+        proc = self._roster.by_token(news.token)
+        if proc is None and news.token in self._unsettled:
+            return  # told again, as the launcher has been, which has not said yet that it knows
+        proc = proc or self._find(link, news)
         if isinstance(news, Started):
             if proc is not None:
                 proc.runs(news)
