@@ -19,7 +19,6 @@ class Restored:
         self._waiting = len(links)
         self._claims: dict[str, set[int]] = {}  # by launcher: all launches of which it has no outcome
         self._found: set[LaunchKey] = set()
-        self._answered: set[LaunchKey] = set()
         self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks = [asyncio.ensure_future(self._await(link)) for link in links]
 
@@ -48,14 +47,8 @@ class Restored:
         return unclaimed
 
     def settled(self, launcher: str, numbers: list[int]) -> None:
-        """The launcher has the outcomes of these: one may have come from an earlier spawner after all."""
-        claims = self._claims.get(launcher, set())
-        self._answered.update((launcher, number) for number in claims.intersection(numbers))
-        claims.difference_update(numbers)
-
-    def answered(self, key: LaunchKey) -> bool:
-        """Whether the launcher has the outcome of a launch that it asked for again."""
-        return key in self._answered
+        """The launcher has the outcomes of these."""
+        self._claims.get(launcher, set()).difference_update(numbers)
 
     async def _await(self, link: Link) -> None:
         await link.resolved.wait()

@@ -57,7 +57,7 @@ class ClusterSpawner(ProcSpawner):
             await self._restored.until(lambda: self._roster.by_token(token) is not None)
         proc = self._roster.by_token(token)
         if proc is None:
-            refusal = self._refusal(key, proc_id, message)
+            refusal = self._refusal(proc_id, message)
             if refusal:
                 return _failed(refusal)
             proc = self._roster.add(proc_id, token)
@@ -74,9 +74,7 @@ class ClusterSpawner(ProcSpawner):
         finally:
             self._roster.end(proc)
 
-    def _refusal(self, key: LaunchKey, proc_id: str, message: Message) -> str:
-        if self._restored.answered(key):
-            return "its outcome has been told"  # nobody listens
+    def _refusal(self, proc_id: str, message: Message) -> str:
         if message.again and self._restored.lost:
             nodes = ", ".join(map(str, self._restored.lost))
             return f"node {nodes} was lost while the spawner was started again: the proc ran there, or nowhere"
