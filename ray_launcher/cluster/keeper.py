@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -48,7 +49,7 @@ class Keeper:
         self._ending = False
         self._gone = asyncio.Event()  # the supervisor, its guard, and all that was theirs
         self._mopping: asyncio.Future[None] | None = None
-        self._failures = 0
+        self._failures = time.monotonic_ns()  # they count on from those of the agents before us
 
     async def find(self) -> None:
         """Find what an earlier agent has left here: a supervisor that runs, or one that is dying."""

@@ -30,10 +30,10 @@ def failed(reason: str, code: int | None = None) -> tuple[bytes, ...]:
 
 
 class Reports:
-    """The reports that nobody has acknowledged, oldest first."""
+    """The reports that nobody has acknowledged, oldest first, numbered from `after` + 1."""
 
-    def __init__(self) -> None:
-        self._sequence = 0
+    def __init__(self, after: int = 0) -> None:
+        self._sequence = after
         self._kept: dict[int, tuple[bytes, bytes]] = {}  # by sequence number: token, frame
         self._tokens: set[bytes] = set()
         self._bytes = 0

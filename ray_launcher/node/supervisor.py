@@ -64,7 +64,7 @@ class Supervisor:
         self._files = LogFiles()
         self._starter = Starter(self._files)
         self._base: dict[bytes, bytes] = {}
-        self._reports = Reports()
+        self._reports = Reports(time.monotonic_ns())  # what was meant for a supervisor before us must not hit ours
         self._agent: Peer | None = None
         self._orphaned: Timer | None = None
         self._lease: Timer | None = None
