@@ -170,7 +170,7 @@ class ActorProcLauncher(ProcLauncher):
             if launches and all(port.done() for port in launches.values()):
                 return  # they have ended, only we have not heard of it
             raise error(f"cannot reach the spawner: it is gone ({gone})")
-        self._mail.send("request", (proc_id, tuple(launches) or None, timeout))
+        self._mail.send("request", (proc_id, tuple(launches) or None, timeout), about=tuple(launches))
 
     def _why_gone(self) -> str | None:
         return self._mail.gone if self._connected() else "Ray was shut down in this process"

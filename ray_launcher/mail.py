@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import pickle
 import threading
+from collections.abc import Iterable
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -60,6 +61,8 @@ class Mail:
         self._incarnation: str | None = None
         self._resync: list[int] | None = None  # the open launches, to be told with the next post
         self._open: dict[int, tuple[bytes, Source]] = {}  # launches without an outcome: payload, port
+        self._requests: dict[int, tuple[Message, Iterable[int]]] = {}  # with the launches that they are about
+        self._tidy_at = 64
         self._received = 0
         self._settled: list[int] = []  # the spawner need not keep these outcomes any longer
         self._refs: dict[int, Source] = {}  # launches for which the spawner owes an answer to `serve_attach`
@@ -95,12 +98,22 @@ class Mail:
         self._wake()
         return ports
 
-    def send(self, kind: str, content: object) -> None:
-        """Send a message of another kind; it is not heard of again."""
+    def send(self, kind: str, content: object, about: Iterable[int] = ()) -> None:
+        """Send a message of another kind; it is not heard of again.
+
+        about: launches; while one of them is open, a spawner that is started again gets the message again, for it
+        may have taken it on and not come to it.
+        """
         payload = pickle.dumps(content)
         with self._lock:
-            self._outbox.append(Message(self._count, kind, payload))
+            message = Message(self._count, kind, payload)
+            self._outbox.append(message)
             self._count += 1
+            if about:
+                self._requests[message.number] = message, about
+                if len(self._requests) >= self._tidy_at:
+                    self._forget_requests()
+                    self._tidy_at = max(64, 2 * len(self._requests))
         self._wake()
 
     def close(self) -> None:
@@ -192,9 +205,22 @@ class Mail:
         owed = [
             Message(number, "outcome", source.raw) for number, source in self._refs.items() if source.raw is not None
         ]
-        others = [message for message in (*self._underway, *self._outbox) if message.kind not in ("launch", "outcome")]
-        self._outbox = sorted([*launches, *owed, *others])
+        self._forget_requests()
+        requests = {number: message for number, (message, _) in self._requests.items()}
+        others = {
+            message.number: message
+            for message in (*self._underway, *self._outbox)
+            if message.kind not in ("launch", "outcome")
+        }
+        self._outbox = sorted([*launches, *owed, *(requests | others).values()])
         self._resync, self._underway = list(self._open), []
+
+    def _forget_requests(self) -> None:
+        self._requests = {
+            number: (message, about)
+            for number, (message, about) in self._requests.items()
+            if not self._open.keys().isdisjoint(about)
+        }
 
     # -- in -------------------------------------------------------------------------------------------------------
 
@@ -295,7 +321,7 @@ class Mail:
         if unsent:
             settle(source.result, failed("exit port closed (the launch was cancelled)"))
         else:
-            self.send("cancel", number)
+            self.send("cancel", number, about=(number,))
 
 
 def _as_much_as_fits(messages: list[Message]) -> tuple[list[Message], list[Message]]:

@@ -38,6 +38,7 @@ class ClusterSpawner(ProcSpawner):
         self._links: dict[str, Link] = {}  # by node id: where launches go
         self._roster = Roster()
         self._unsettled: dict[str, tuple[Link, int]] = {}  # by token: a report that is kept, and its number
+        self._awaited: dict[str, str] = {}  # by proc_id: the token of a launch asked for again that may be found yet
         self._ending = False
         if ray.get_runtime_context().was_current_actor_reconstructed:
             registry = Registry(session.name)
@@ -54,7 +55,7 @@ class ClusterSpawner(ProcSpawner):
         """See `ProcSpawner.launch`."""
         token = token_of(key)
         if message.again:
-            await self._restored.until(lambda: self._roster.by_token(token) is not None)
+            await self._await(proc_id, token)
         proc = self._roster.by_token(token)
         if proc is None:
             refusal = self._refusal(proc_id, message)
@@ -74,13 +75,22 @@ class ClusterSpawner(ProcSpawner):
         finally:
             self._roster.end(proc)
 
+    async def _await(self, proc_id: str, token: str) -> None:
+        """Return when the launch of an earlier spawner is found, or cannot be any more; the id is taken meanwhile."""
+        first = self._awaited.setdefault(proc_id, token) == token
+        try:
+            await self._restored.until(lambda: self._roster.by_token(token) is not None)
+        finally:
+            if first:
+                del self._awaited[proc_id]
+
     def _refusal(self, proc_id: str, message: Message) -> str:
         if message.again and self._restored.lost:
             nodes = ", ".join(map(str, self._restored.lost))
             return f"node {nodes} was lost while the spawner was started again: the proc ran there, or nowhere"
         if self._ending:
             return "the session is ending"
-        if proc_id in self._roster.living:
+        if proc_id in self._roster.living or proc_id in self._awaited:
             return f"proc {proc_id!r} is already running: wait for its exit port, or choose another id"
         return ""
 
