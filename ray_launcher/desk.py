@@ -148,8 +148,10 @@ class Desk:
             await getattr(self._spawner, method)((launcher, message.number), *args)
             return
         proc_id, about, timeout = content
-        if about is not None and self._running.get(proc_id) not in {(launcher, number) for number in about}:
-            return
+        if about is not None:
+            keys = [(launcher, number) for number in about]
+            if await self._spawner.end_as(keys, timeout) or self._running.get(proc_id) not in keys:
+                return
         await (self._spawner.kill(proc_id) if timeout is None else self._spawner.terminate(proc_id, timeout))
 
     async def _unheard(self, request: Awaitable[None], kind: str) -> None:

@@ -112,6 +112,10 @@ class ProcSpawner(ABC):
         """`launch`, with the launch's own name, which is the same when it is asked for again."""
         return await self.launch(proc_id, opts)
 
+    async def end_as(self, keys: list[LaunchKey], timeout_secs: float | None) -> bool:  # noqa: ARG002  # the same
+        """`terminate`, or `kill` where there is no timeout, of launches by their own names; False: not known by them."""
+        return False
+
     def on_settled(self, launcher: str, numbers: list[int]) -> None:  # noqa: B027  # no duty
         """The launcher has the outcomes of these launches."""
 

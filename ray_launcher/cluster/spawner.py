@@ -79,7 +79,7 @@ class ClusterSpawner(ProcSpawner):
         """Return when the launch of an earlier spawner is found, or cannot be any more; the id is taken meanwhile."""
         first = self._awaited.setdefault(proc_id, token) == token
         try:
-            await self._restored.until(lambda: self._roster.by_token(token) is not None)
+            await self._known(token)
         finally:
             if first:
                 del self._awaited[proc_id]
@@ -113,6 +113,19 @@ class ClusterSpawner(ProcSpawner):
         await self._restored.until(lambda: proc_id in self._roster.living)
         if proc_id in self._roster.living:
             self._request(self._roster.living[proc_id], timeout)
+
+    async def end_as(self, keys: list[LaunchKey], timeout_secs: float | None) -> bool:
+        """See `ProcSpawner.end_as`."""
+        for token in map(token_of, keys):
+            proc = await self._known(token)
+            if proc is not None:
+                self._request(proc, timeout_secs)
+        return True
+
+    async def _known(self, token: str) -> Proc | None:
+        """The launch of that token, once it is found, if it has not given its answer."""
+        await self._restored.until(lambda: self._roster.by_token(token) is not None)
+        return self._roster.by_token(token)
 
     def on_settled(self, launcher: str, numbers: list[int]) -> None:
         """See `ProcSpawner.on_settled`: the reports of these need not be kept any longer."""
