@@ -262,13 +262,18 @@ class Link:
         known = {item.token for item in inventory.running}
         for token in expected & self.launches - known:
             self._heard(Exit(0, token, _failed(LOST)))
-        self._send_again()
+        self._send_again(known)
         self.resolved.set()
 
-    def _send_again(self) -> None:
-        """Save what is about launches that have ended: the supervisor may not know their names any more."""
+    def _send_again(self, known: set[str]) -> None:
+        """Save launches that the agent has, and all about those that have ended: their names may be forgotten below."""
         unsent = self._underway + self._outbox
-        self._outbox, self._underway = [message for message in unsent if message.token in self.launches], []
+        self._underway = []
+        self._outbox = [
+            message
+            for message in unsent
+            if message.token in self.launches and not (isinstance(message, Launch) and message.token in known)
+        ]
         self._arrived += len(unsent) - len(self._outbox)
         self._tell_arrivals()
         self._mail.set()

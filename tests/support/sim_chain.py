@@ -1,0 +1,336 @@
+"""The chain from a launcher's mail down to the supervisor, simulated in one loop: see `sim_loop`.
+
+Real: mail, desk, spawner, links, agents, keepers. Made up: Ray, the supervisors, and the procs. The modules are
+private copies with other globals, since a real Ray may be in use in the same process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import importlib.util
+import pickle
+import random
+import sys
+import types
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sim_loop import Actor, SimLoop, outside
+
+from ray_launcher import LaunchOptions
+from ray_launcher.cluster.nodes import Node, Nodes
+from ray_launcher.cluster.wire import SessionInfo
+from ray_launcher.node import client as real_client
+from ray_launcher.node.protocol import pack, unpack
+from ray_launcher.node.reports import Reports, failed
+from ray_launcher.node.spec import Spec
+from ray_launcher.port import ExitPort
+
+SIGNALED, EXITED = b"signaled", b"exited"
+
+
+def _copy(name: str, **replaced: Any) -> Any:
+    """A module of its own, with some of its globals replaced."""
+    found = importlib.util.find_spec(name)
+    assert found is not None
+    assert found.origin is not None
+    spec = importlib.util.spec_from_file_location(f"sim.{name}", found.origin)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[f"sim.{name}"] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    vars(module).update(replaced)
+    return module
+
+
+class World:
+    """Two nodes, a session, its launcher; what procs there have been, and what became of them."""
+
+    def __init__(self, loop: SimLoop, seed: int, trouble: float) -> None:
+        self.loop, self.chance = loop, random.Random(seed)  # noqa: S311  # noise, no secret
+        self._trouble = trouble
+        self.starts: dict[tuple[str, int], list[bytes]] = {}  # by the launch's key: what each start ended with
+        self.procs: list[Proc] = []
+        self.twins: list[str] = []  # ids of procs that were started while another of that id ran
+        self.supervisors: dict[Path, Supervisor] = {}
+        self.orphans: list[Proc] = []  # their supervisor and its guard were killed
+        self.agents: dict[str, Actor] = {}
+        self.registry: dict[str, Node] = {}
+        self.generation = 0
+        self.nodes = [Node(f"node-{letter}", "10.0.0.1", {}, 2.0) for letter in "ab"]
+        self._load()
+        session = SessionInfo("sim", grace=1.0, lease=30.0)
+        self.spawner = Actor("spawner", functools.partial(self._make_spawner, session), self.chance, trouble=trouble)
+        self.mail = self._mail_module.Mail(self.spawner, "launcher")
+
+    def launch(self, proc_id: str, lifetime: float | None, code: int = 0) -> tuple[int, ExitPort]:
+        """A proc that ends by itself after `lifetime` seconds; None: never."""
+        opts = LaunchOptions(program="any", args=[repr(lifetime), str(code)])
+        [(number, port)] = self.mail.launch([pickle.dumps((proc_id, opts))])
+        return number, port
+
+    def request(self, proc_id: str, number: int, timeout: float | None) -> None:
+        self.mail.send("request", (proc_id, (number,), timeout), about=(number,))
+
+    def kept(self) -> dict[str, object]:
+        """What every layer keeps for the launcher."""
+        desk = self.spawner.instance.__dict__["_ray_launcher_desk"].account("launcher")
+        agents = [agent.instance for agent in self.agents.values() if agent.instance is not None]
+        return {
+            "open": len(self.mail._open),
+            "refs": len(self.mail._refs),
+            "expected": len(desk._expected),
+            "outcomes": len(desk._outcomes),
+            "tasks": len(desk._tasks),
+            "roster": sorted(self.spawner.instance._roster.living),
+            "launches": [sorted(link.launches) for link in self.spawner.instance._links.values()],
+            "running": [sorted(agent._keeper.running) for agent in agents],
+        }
+
+    # -- Ray ------------------------------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        chain = "ray_launcher.cluster."
+        clock = types.SimpleNamespace(monotonic=self.loop.time, time=self.loop.time)
+        self._ray = types.SimpleNamespace(
+            get_actor=self._get_actor, kill=lambda actor: actor.kill(), get_runtime_context=self._context
+        )
+        registry = functools.partial(_Registry, self)
+        client = types.SimpleNamespace(
+            start=lambda directory, *_: self._start_supervisor(directory),
+            SupervisorError=real_client.SupervisorError,
+            make_directory=lambda _: None,
+            remove_directory=lambda _: None,
+            last_words=lambda _: "",
+            wait_until_free=lambda *_: True,
+        )
+        keeper = _copy(
+            chain + "keeper",
+            Client=functools.partial(_Client, self),
+            client=client,
+            mop_up=self._mop_up,
+            time=types.SimpleNamespace(monotonic_ns=lambda: int(self.loop.time() * 1e9)),
+            remove_spare=lambda *_: None,
+        )
+        keeper.Client.connect = functools.partial(_Client.connect, self)
+        self._agent_module = _copy(
+            chain + "agent",
+            ray=self._ray,
+            Keeper=keeper.Keeper,
+            client=client,
+            time=clock,
+            raylet_environ=lambda _: {},
+            base_environ=lambda *_: {},
+            Registry=registry,
+            _ray_node=lambda: types.SimpleNamespace(get_logs_dir_path=lambda: "/nonexistent/logs"),
+        )
+        link = _copy(
+            chain + "link",
+            ray=self._ray,
+            Registry=registry,
+            is_alive=lambda _: True,
+            start_agent=self._start_agent,
+        )
+        nodes = functools.partial(Nodes, fetch=lambda: self.nodes, clock=self.loop.time)
+        self._spawner_module = _copy(
+            chain + "spawner", ray=self._ray, Registry=registry, Link=link.Link, Owner=link.Owner, Nodes=nodes
+        )
+        self._mail_module = _copy(
+            "ray_launcher.mail",
+            connection=lambda: "sim",
+            run_soon=lambda call: self.loop.call_later(self.chance.choice([0.0, 0.001, 0.01]), call),
+        )
+
+    def _context(self) -> Any:
+        return types.SimpleNamespace(
+            was_current_actor_reconstructed=self._again, runtime_env={}, current_actor=self.spawner
+        )
+
+    def _make_spawner(self, session: SessionInfo, again: bool) -> Any:
+        self._again = again
+        return self._spawner_module.ClusterSpawner(session, {})
+
+    def _start_agent(self, session: SessionInfo, node: Node, runtime_env: Any, name: str) -> Actor:
+        if name not in self.agents:
+            make = lambda _: self._agent_module.Agent(session, name, self.spawner)  # noqa: E731
+            self.agents[name] = outside(lambda: Actor(name, make, self.chance, trouble=self._trouble))
+        return self.agents[name]
+
+    def _get_actor(self, name: str, _namespace: str) -> Actor:
+        actor = self.agents.get(name.removeprefix("agent-"))
+        if actor is None or actor.gone:
+            raise ValueError(name)
+        return actor
+
+    # -- nodes ----------------------------------------------------------------------------------------------------
+
+    def _start_supervisor(self, directory: Path) -> None:
+        self.loop._clock.now += self.chance.random() * 0.001
+        self.supervisors[directory] = outside(lambda: Supervisor(self))
+
+    def _mop_up(self, cookies: set[bytes], _timeout: float) -> bool:
+        for proc in list(self.orphans):
+            if b"sim/" + proc.spec.token in cookies:
+                self.orphans.remove(proc)
+                proc.end(b"mopped up")
+        return True
+
+
+class _Registry:
+    def __init__(self, world: World, _session: str) -> None:
+        self._world = world
+
+    def agents(self) -> dict[str, Node]:
+        return dict(self._world.registry)
+
+    def add(self, name: str, node: Node) -> None:
+        self._world.registry[name] = node
+
+    def remove(self, name: str) -> None:
+        self._world.registry.pop(name, None)
+
+    def next_generation(self) -> int:
+        self._world.generation += 1
+        return self._world.generation
+
+    def clear(self) -> None:
+        self._world.registry.clear()
+
+
+class Proc:
+    """One start of a program."""
+
+    def __init__(self, world: World, spec: Spec, exited: Callable[[Proc, bytes, int], None]) -> None:
+        self.spec, self._exited = spec, exited
+        self.proc_id, key = pickle.loads(spec.note)
+        self._ends = world.starts.setdefault(key, [])
+        world.twins += [self.proc_id for proc in world.procs if proc.proc_id == self.proc_id and proc.alive]
+        world.procs.append(self)
+        self._index = len(self._ends)
+        self._ends.append(b"")
+        lifetime, code = spec.argv[1:]
+        if lifetime != b"None":
+            world.loop.call_later(float(lifetime), self.end, EXITED, int(code))
+
+    @property
+    def alive(self) -> bool:
+        return not self._ends[self._index]
+
+    def end(self, kind: bytes, value: int = 0) -> None:
+        if self.alive:
+            self._ends[self._index] = kind + b" %d" % value
+            self._exited(self, kind, value)
+
+
+class Supervisor:
+    """As the real one, from the agent's side."""
+
+    def __init__(self, world: World) -> None:
+        self._world, self._reports = world, Reports(int(world.loop.time() * 1e9))
+        self._procs: dict[bytes, Proc] = {}
+        self._client: _Client | None = None
+        self.alive = True
+
+    def kill(self, guarded: bool) -> None:
+        """SIGKILL; with its guard: its procs live on until somebody finds them."""
+        self.alive = False
+        if guarded:
+            for proc in list(self._procs.values()):
+                proc.end(b"guard")
+        else:
+            self._world.orphans += self._procs.values()
+        if self._client is not None:
+            self._client.lose()
+
+    def connect(self, client: _Client) -> None:
+        if self._client is not None:
+            self._client.lose()
+        self._client = client
+        for frame in self._reports.frames():
+            client.deliver(frame)
+        running = [
+            field for proc in self._procs.values() for field in (proc.spec.token, b"7", b"0.0", proc.spec.note)
+        ]
+        client.deliver(pack(b"hello", b"1", *running))
+
+    def command(self, verb: bytes, fields: Sequence[bytes]) -> None:
+        if not self.alive:
+            return
+        if verb == b"launch":
+            self._launch(Spec.from_fields(list(fields)))
+        elif verb == b"ack":
+            self._reports.acknowledge(map(int, fields))
+        elif verb in (b"kill", b"terminate") and fields[0] in self._procs:
+            proc = self._procs[fields[0]]
+            patience = float(fields[1]) if verb == b"terminate" else 0.0
+            self._world.loop.call_later(patience, proc.end, SIGNALED, 9)
+
+    def _launch(self, spec: Spec) -> None:
+        if spec.token in self._procs or spec.token in self._reports:
+            return
+        if spec.program == b"missing":
+            self._tell(self._reports.add(spec.token, spec.note, failed("missing"), []))
+            return
+        self._procs[spec.token] = Proc(self._world, spec, self._ended)
+
+    def _ended(self, proc: Proc, kind: bytes, value: int) -> None:
+        self._procs.pop(proc.spec.token, None)
+        if self.alive:
+            self._tell(self._reports.add(proc.spec.token, proc.spec.note, (kind, b"", b"%d" % value, b"0"), []))
+
+    def _tell(self, frame: bytes) -> None:
+        if self._client is not None:
+            self._client.deliver(frame)
+
+
+class _Client:
+    """An agent's end of its socket to a supervisor."""
+
+    def __init__(
+        self,
+        world: World,
+        supervisor: Supervisor,
+        on_frame: Callable[[bytes, list[bytes]], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._world, self._supervisor = world, supervisor
+        self._on_frame, self._on_lost = on_frame, on_lost
+        self._lost = False
+        self._frames: deque[bytes] = deque()
+        self._context = contextvars.copy_context()  # that of the agent: one that is dead hears nothing
+
+    @classmethod
+    async def connect(cls, world: World, directory: Path, on_frame: Any, on_lost: Any) -> _Client:
+        supervisor = world.supervisors.get(directory)
+        if supervisor is None or not supervisor.alive:
+            raise FileNotFoundError(directory)
+        client = cls(world, supervisor, on_frame, on_lost)
+        supervisor.connect(client)
+        return client
+
+    def send(self, *fields: bytes) -> None:
+        """Buffered for a step, and gone with its sender until then."""
+        if not self._lost:
+            self._world.loop.call_soon(outside, functools.partial(self._supervisor.command, fields[0], fields[1:]))
+
+    async def drain(self) -> None:
+        await asyncio.sleep(0)
+
+    def deliver(self, frame: bytes) -> None:
+        self._frames.append(frame)
+        delay = self._world.chance.choice([0.0, 0.0005])
+        self._world.loop.call_later(delay, self._take, context=self._context)
+
+    def lose(self) -> None:
+        if not self._lost:
+            self._lost = True
+            self._world.loop.call_later(0.001, self._on_lost, context=self._context)
+
+    def _take(self) -> None:
+        verb, *fields = unpack(self._frames.popleft()[4:])
+        self._on_frame(verb, fields)
