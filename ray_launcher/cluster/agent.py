@@ -26,6 +26,7 @@ from ray_launcher.cluster.follow import read_logs, tail_offset
 from ray_launcher.cluster.keeper import Keeper
 from ray_launcher.cluster.registry import Registry
 from ray_launcher.cluster.wire import Exit, Inventory, Launch, News, Request, SessionInfo, Signal, Started, log_name
+from ray_launcher.desk import Pace
 from ray_launcher.node import client
 from ray_launcher.node.client import Client
 from ray_launcher.node.protocol import ProtocolError
@@ -67,6 +68,7 @@ class Agent:
         self._news: deque[tuple[int, Started | Exit]] = deque()  # numbered; until the spawner has received it
         self._numbered = self._told = 0
         self._fresh = asyncio.Event()
+        self._pace = Pace()
         self._held: set[str] = set()  # launches that the answer to `post` waits for
         self._holding: asyncio.Future[None] | None = None
         self._lease = 0.0  # until when, by `time.monotonic`
@@ -124,6 +126,7 @@ class Agent:
             await self._fresh.wait()
             if join != self._join:
                 return b""
+        await self._pace.wait(len(self._keeper.running))
         return self._tell()
 
     async def read(self, wants: dict[str, tuple[int, str]]) -> dict[str, tuple[bytes, bool]]:
@@ -252,7 +255,7 @@ class Agent:
         )
 
     def _log(self, proc_id: str, token: str, stream: str) -> bytes:
-        return os.fsencode(self._logs / log_name(self._session.name, proc_id, token, stream))
+        return os.fsencode(f"{self._logs}/{log_name(self._session.name, proc_id, token, stream)}")
 
     def _cookie(self, token: str) -> str:
         return f"{self._session.name}/{token}"
@@ -287,6 +290,7 @@ class Agent:
             except RayError:
                 break
         _logger.info("the spawner of session %s is gone: ending its procs", self._session.name)
+        self._keeper.send(b"lease", b"inf")  # nobody is left who could take this node for lost
         forgetting = asyncio.get_running_loop().run_in_executor(None, Registry(self._session.name).clear)
         await self.end(self._session.grace)
         with contextlib.suppress(Exception):  # the cluster may be going, too

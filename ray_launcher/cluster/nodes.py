@@ -93,9 +93,11 @@ class Nodes:
         self._nodes.pop(node_id, None)
 
     def _fitting(self, placement: Placement) -> list[Node]:
-        wanted = placement.node_id
-        nodes = [node for node in self._nodes.values() if wanted is None or node.node_id == wanted]
-        nodes = [node for node in nodes if labels_match(placement.label_selector, node.labels)]
+        nodes = list(self._nodes.values())
+        if placement.node_id is not None:
+            nodes = [node for node in nodes if node.node_id == placement.node_id]
+        if placement.label_selector:
+            nodes = [node for node in nodes if labels_match(placement.label_selector, node.labels)]
         # A head node is often given no CPUs to keep work away from it: procs stay away too while they can.
         return [node for node in nodes if node.cpus > 0] or nodes
 

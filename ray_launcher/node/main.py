@@ -31,8 +31,8 @@ def main(directory: str, raylet: str, *seconds: str) -> int:
     from ray_launcher.node.supervisor import Graces, Supervisor
 
     graces = Graces(*map(float, seconds))
-    fork_guarded(directory, lock, graces.kill_bound)
-    serving = Supervisor(listener, int(raylet), graces)
+    fence = fork_guarded(directory, lock, graces.kill_bound)
+    serving = Supervisor(listener, int(raylet), graces, fence)
     os.write(1, b"%d\n" % os.getpid())
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1):  # stderr is the agent's file for our last words
