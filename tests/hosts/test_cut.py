@@ -1,0 +1,122 @@
+"""A node that nothing reaches: its procs end before anybody takes them for dead. A short cut loses nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator
+
+import pytest
+from losses import Loss, losses
+from node_rig import until
+from ray_hosts import RayHosts
+from ray_rig import slowness
+from remote import TREE, WORKER, Exit, Session
+
+#: Seconds: of the session; from the end of a lease to the end of the procs; to the report.
+LEASE, FENCED, REPORT = 5.0, 1.0, 3.0
+WAYS = {"cut off": "a", "unheard": "b", "deaf": "c"}
+#: Of the session that outlives a cut, and the cut: TCP tries again after 3.0 and 6.2 s.
+LONG_LEASE, SHORT_CUT = 12.0, 4.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """losses: by way.  untouched: the bystander's port and processes are as they were.  later: what launches came to
+    when the network was whole again.  exits: how often each port had resolved in the end.  survivors: the session's
+    processes by then."""
+
+    losses: dict[str, Loss]
+    untouched: bool
+    later: dict[str, Exit]
+    survivors: dict[int, str]
+
+
+@pytest.fixture(scope="module")
+def outcome(hosts: RayHosts, observer: Session) -> Iterator[Outcome]:
+    """All ways at once: they wait most of the time."""
+    unheard, deaf = functools.partial(hosts.lose, sent=1.0), functools.partial(hosts.lose, received=1.0)
+    cut = [hosts[name] for name in WAYS.values()]
+    try:
+        with Session(hosts, hosts.head, lease=LEASE) as session:
+            bystander = session.start("bystander", hosts.head, TREE)
+            before = bystander.pids()
+            with losses(session, dict(zip(cut, [hosts.cut, unheard, deaf], strict=True))) as found:
+                untouched = bystander.pids() == before and not session.exits_of(bystander)
+                for host in cut:
+                    hosts.heal(host)
+                again = {way: session.launch(f"again on {name}", hosts[name], WORKER) for way, name in WAYS.items()}
+                for proc in again.values():
+                    proc.exit(0)
+                later = {way: session.ended(proc) for way, proc in again.items()}
+                survivors = {pid: words for pid, words in session.procs().items() if pid not in before}
+                session.close()
+                yield Outcome({way: found[name] for way, name in WAYS.items()}, untouched, later, survivors)
+    finally:
+        for host in cut:
+            hosts.heal(host)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_port_resolves_only_when_the_proc_is_gone(outcome: Outcome, way: str) -> None:
+    loss = outcome.losses[way]
+    assert loss.gone_after is not None
+    assert loss.told_after is not None
+    assert loss.gone_after < loss.told_after
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_node_ends_its_procs_when_the_lease_is_over(outcome: Outcome, way: str) -> None:
+    gone_after = outcome.losses[way].gone_after
+    assert gone_after is not None
+    assert gone_after <= LEASE + FENCED * slowness()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_loss_is_reported_soon_after_the_lease(outcome: Outcome, way: str) -> None:
+    told_after = outcome.losses[way].told_after
+    assert told_after is not None
+    assert told_after <= LEASE + REPORT * slowness()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_port_resolves_once_naming_the_lost_node(outcome: Outcome, way: str) -> None:
+    loss = outcome.losses[way]
+    (exit_,) = loss.exits
+    assert exit_.reason is not None
+    assert "was lost" in exit_.reason
+    assert loss.proc.node_id in exit_.reason
+    assert loss.proc.host.address in exit_.reason
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_node_serves_again_when_the_network_does(outcome: Outcome, way: str) -> None:
+    exit_ = outcome.later[way]
+    assert exit_.returncode == 0, exit_
+
+
+def test_no_proc_survives_the_cut(outcome: Outcome) -> None:
+    assert outcome.survivors == {}
+
+
+def test_other_nodes_are_untouched(outcome: Outcome) -> None:
+    assert outcome.untouched
+
+
+def test_a_cut_shorter_than_the_lease_loses_nothing(hosts: RayHosts, observer: Session) -> None:
+    with Session(hosts, hosts.head, lease=LONG_LEASE) as session:
+        short, long = (session.start(proc_id, hosts["a"], WORKER) for proc_id in ("short", "long"))
+        before = long.pids()
+        with hosts.cut_off(hosts["a"]):
+            short.exit(7)
+            until(lambda: not short.pids(), "the short one is gone")
+            time.sleep(SHORT_CUT)
+            assert session.exits == []
+        assert session.ended(short).returncode == 7
+        assert long.pids() == before
+        long.exit(3)
+        assert session.ended(long).returncode == 3
+        assert [proc.noted().count("start") for proc in (short, long)] == [1, 1]
+        session.close()
+        assert len(session.exits) == 2
