@@ -8,6 +8,8 @@ import pytest
 from ray_hosts import RayHosts
 from remote import WORKER, Proc, Session
 
+pytestmark = pytest.mark.timeout(300)  # a cluster starts, and all waits have deadlines
+
 BAD = {"200 ms late": {"delay": 0.2}, "30 % lost": {"sent": 0.3}, "both": {"sent": 0.3, "delay": 0.2}}
 #: Seconds between launches.
 PACE = 0.5
@@ -16,7 +18,6 @@ PACE = 0.5
 @pytest.mark.parametrize(
     "duration", [pytest.param(5.0, id="5 s"), pytest.param(60.0, id="60 s", marks=[pytest.mark.slow])]
 )
-@pytest.mark.timeout(300)
 def test_nothing_is_lost_on_a_bad_network(hosts: RayHosts, observer: Session, duration: float) -> None:
     """One bad network per host at the same time."""
     ways = dict(zip((hosts["a"], hosts["b"], hosts["c"]), BAD.values(), strict=True))

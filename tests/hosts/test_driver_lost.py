@@ -10,6 +10,8 @@ from ray_hosts import RayHosts
 from ray_rig import slowness
 from remote import TREE, Deaths, Session
 
+pytestmark = pytest.mark.timeout(300)  # a cluster starts, and all waits have deadlines
+
 #: Seconds: of the sessions; from the driver's end to the procs', without their grace, and to the end of all the rest;
 #: from the end of a lease to the end of the procs.
 LEASE, GRACE, PROCS_GONE, ALL_GONE, FENCED = 5.0, 1.0, 5.0, 15.0, 1.0
@@ -48,7 +50,6 @@ def test_procs_end_where_the_driver_cannot_reach_them(hosts: RayHosts, observer:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_nothing_of_a_session_stays_when_its_driver_is_gone_for_good(hosts: RayHosts, observer: Session) -> None:
     with Session(hosts, hosts["a"], lease=LEASE, grace=GRACE) as session:
         for name in ("a", "b", "c"):

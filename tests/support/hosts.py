@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 #: Seconds after which a wait fails; the machine may be busy with other tests.
-DEADLINE = 60.0
+DEADLINE = 100.0
 _COMMANDS = ("ip", "unshare", "nsenter")
 #: Waits to be known, then becomes the command.
 _WHEN_TOLD = ("sh", "-c", 'read -r _; exec "$0" "$@"')

@@ -7,8 +7,11 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from hosts import DEADLINE, Host
+from hosts import Host
 from remote import TREE, Deaths, Exit, Proc, Session
+
+#: Seconds after which what has not happened will not happen.
+DEADLINE = 40.0
 
 
 @dataclasses.dataclass

@@ -41,7 +41,8 @@ class RayHosts(Hosts):
 
     def environ(self, host: Host) -> dict[str, str]:
         environ = {name: value for name, value in super().environ(host).items() if name not in _FOREIGN}
-        return {**environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self._token)}
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self._token)}
+        return {**environ, **token, "RAY_raylet_start_wait_time_s": str(int(DEADLINE))}
 
     def join(self, *hosts: Host) -> None:
         """Make nodes of hosts that are none, or none any more."""

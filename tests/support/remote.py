@@ -80,7 +80,7 @@ class Proc:
 
     def is_up(self) -> bool:
         """Whether all of its processes run."""
-        return self.noted().count("up") == self.size
+        return self.noted().count("up") == self.size == len(self.pids())
 
     def noted(self) -> list[str]:
         with contextlib.suppress(FileNotFoundError):
