@@ -252,7 +252,8 @@ class Link:
         if not answer:
             raise _SupersededError
         inventory: Inventory = pickle.loads(answer)  # noqa: S301  # from our own agent
-        self._joined = True
+        if not self._joined:  # it may have taken longer to start than a lease lasts
+            self._joined = self.grant()
         self._join, self._received, self._gaps = inventory.agent, 0, {}
         for end in inventory.ended:
             self._heard(end)

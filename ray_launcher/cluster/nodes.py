@@ -129,9 +129,9 @@ def is_alive(node: Node) -> bool:
 def on_node(node: Node, soft: bool = False) -> dict[str, Any]:
     """Actor options that put an actor there; soft: elsewhere if the node is gone.
 
-    An actor that asks for nothing is placed by a node that Ray chooses at random (measured with 2.60): one that does not
-    know the others yet puts it elsewhere, and one that is cut off keeps it waiting for a minute. An actor that asks for
-    anything is placed by its creator's node, so ours ask for a ten-thousandth of what every node has for its address.
+    An actor that asks for nothing is placed by a node that Ray chooses at random (measured with 2.60): one that does
+    not know the others yet puts it elsewhere, and one that is cut off keeps it waiting for a minute. An actor that asks
+    for anything is placed by its creator's node, so ours ask for a trace of what every node has for its address.
     """
     return {
         "resources": {f"node:{node.ip}": 0.0001},

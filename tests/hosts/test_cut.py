@@ -14,10 +14,14 @@ from ray_hosts import RayHosts
 from ray_rig import slowness
 from remote import TREE, WORKER, Exit, Session
 
+from ray_launcher.cluster.agent import RENEWALS
+
 pytestmark = pytest.mark.timeout(300)  # a cluster starts, and all waits have deadlines
 
 #: Seconds: of the session; from the end of a lease to the end of the procs; to the report.
 LEASE, FENCED, REPORT = 5.0, 1.0, 3.0
+#: A node that can still ask for a lease may be granted one more, of which it never hears.
+ONE_MORE = LEASE / RENEWALS
 WAYS = {"cut off": "a", "unheard": "b", "deaf": "c"}
 #: Of the session that outlives a cut, and the cut: TCP tries again after 3.0 and 6.2 s.
 LONG_LEASE, SHORT_CUT = 12.0, 4.0
@@ -25,9 +29,8 @@ LONG_LEASE, SHORT_CUT = 12.0, 4.0
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """losses: by way.  changes: the bystander's exits, and pids that came or went.  later: what launches came to
-    when the network was whole again.  exits: how often each port had resolved in the end.  survivors: the session's
-    processes by then."""
+    """losses: by way.  changes: the bystander's exits, and pids that came or went.  later: what launches came to when
+    the network was whole again.  survivors: the session's processes by then, without the bystander."""
 
     losses: dict[str, Loss]
     changes: set[int | Exit]
@@ -79,14 +82,17 @@ def test_the_node_ends_its_procs_when_the_lease_is_over(outcome: Outcome, way: s
 def test_the_loss_is_reported_soon_after_the_lease(outcome: Outcome, way: str) -> None:
     told_after = outcome.losses[way].told_after
     assert told_after is not None
-    assert told_after <= LEASE + REPORT * slowness()
+    assert told_after <= LEASE + ONE_MORE + REPORT * slowness()
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_port_resolves_once_naming_the_lost_node(outcome: Outcome, way: str) -> None:
     loss = outcome.losses[way]
     (exit_,) = loss.exits
-    assert exit_.reason is not None
+    if exit_.reason is None:  # the report of what the node did to its proc came through
+        assert way == "deaf"
+        assert exit_.returncode == -9
+        return
     assert "was lost" in exit_.reason
     assert loss.proc.node_id in exit_.reason
     assert loss.proc.host.address in exit_.reason
