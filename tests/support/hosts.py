@@ -102,8 +102,9 @@ class Running:
 
     def kill(self) -> None:
         """SIGKILL to the process itself; the one that this process waits for only stands for it."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def finish(self) -> str:
         """What it writes until it ends, which must be with success."""
@@ -121,7 +122,9 @@ class Running:
             assert pipe is not None
             pipe.close()
         self.process.wait()
-        os.close(self._pidfd)
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
 
     def _child(self) -> int:
         assert self.process.poll() is None, f"nsenter has ended with status {self.process.returncode}"
