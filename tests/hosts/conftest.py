@@ -27,8 +27,8 @@ def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
 
 
 @pytest.fixture(scope="session")
-def hosts() -> Iterator[RayHosts]:
-    """The cluster: its head is on the host `head`, its nodes are the hosts `a`, `b` and `c`."""
+def cluster_of_hosts() -> Iterator[RayHosts]:
+    """Its head is on the host `head`, its nodes are the hosts `a`, `b` and `c`."""
     needs_hosts()
     hosts = RayHosts("head", "a", "b", "c")
     _up.callback(hosts.close)
@@ -37,9 +37,16 @@ def hosts() -> Iterator[RayHosts]:
 
 
 @pytest.fixture(scope="session")
-def observer(hosts: RayHosts) -> Session:
+def observer(cluster_of_hosts: RayHosts) -> Session:
     """A session without procs; through its driver the tests ask Ray."""
-    return _up.enter_context(Session(hosts, hosts.head))
+    return _up.enter_context(Session(cluster_of_hosts, cluster_of_hosts.head))
+
+
+@pytest.fixture(scope="module")
+def hosts(cluster_of_hosts: RayHosts) -> RayHosts:
+    """The cluster with all its nodes, whatever the tests before have done to them."""
+    cluster_of_hosts.restore()
+    return cluster_of_hosts
 
 
 @pytest.fixture(autouse=True)

@@ -38,8 +38,7 @@ def test_nothing_is_lost_on_a_bad_network(hosts: RayHosts, observer: Session, du
                 time.sleep(PACE)
             results = {proc_id: session.ended(proc) for proc_id, (proc, _) in statuses.items()}
         finally:
-            for host in ways:
-                hosts.heal(host)
+            hosts.heal(*ways)
         told = {proc_id: exit_.returncode for proc_id, exit_ in results.items()}
         assert told == {proc_id: status for proc_id, (_, status) in statuses.items()}
         assert {proc.noted().count("start") for proc, _ in statuses.values()} == {1}

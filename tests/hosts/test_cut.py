@@ -23,6 +23,8 @@ LEASE, FENCED, REPORT = 5.0, 1.0, 3.0
 #: A node that can still ask for a lease may be granted one more, of which it never hears.
 ONE_MORE = LEASE / RENEWALS
 WAYS = {"cut off": "a", "unheard": "b", "deaf": "c"}
+#: In which Ray has given up a node that it cannot reach; it measures 64 in earnest.
+RAY_GIVES_UP = 120.0
 #: Of the session that outlives a cut, and the cut: TCP tries again after 3.0 and 6.2 s.
 LONG_LEASE, SHORT_CUT = 12.0, 4.0
 
@@ -43,24 +45,19 @@ def outcome(hosts: RayHosts, observer: Session) -> Iterator[Outcome]:
     """All ways at once: they wait most of the time."""
     unheard, deaf = functools.partial(hosts.lose, sent=1.0), functools.partial(hosts.lose, received=1.0)
     cut = [hosts[name] for name in WAYS.values()]
-    try:
-        with Session(hosts, hosts.head, lease=LEASE) as session:
-            bystander = session.start("bystander", hosts.head, TREE)
-            before = bystander.pids()
-            with losses(session, dict(zip(cut, [hosts.cut, unheard, deaf], strict=True))) as found:
-                changes = (bystander.pids() ^ before) | set(session.exits_of(bystander))
-                for host in cut:
-                    hosts.heal(host)
-                again = {way: session.launch(f"again on {name}", hosts[name], WORKER) for way, name in WAYS.items()}
-                for proc in again.values():
-                    proc.exit(0)
-                later = {way: session.ended(proc) for way, proc in again.items()}
-                survivors = {pid: words for pid, words in session.procs().items() if pid not in before}
-                session.close()
-                yield Outcome({way: found[name] for way, name in WAYS.items()}, changes, later, survivors)
-    finally:
-        for host in cut:
-            hosts.heal(host)
+    with Session(hosts, hosts.head, lease=LEASE) as session:
+        bystander = session.start("bystander", hosts.head, TREE)
+        before = bystander.pids()
+        with losses(session, dict(zip(cut, [hosts.cut, unheard, deaf], strict=True))) as found:
+            changes = (bystander.pids() ^ before) | set(session.exits_of(bystander))
+            hosts.heal(*cut)
+            again = {way: session.launch(f"again on {name}", hosts[name], WORKER) for way, name in WAYS.items()}
+            for proc in again.values():
+                proc.exit(0)
+            later = {way: session.ended(proc) for way, proc in again.items()}
+            survivors = {pid: words for pid, words in session.procs().items() if pid not in before}
+            session.close()
+            yield Outcome({way: found[name] for way, name in WAYS.items()}, changes, later, survivors)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -128,3 +125,23 @@ def test_a_cut_shorter_than_the_lease_loses_nothing(hosts: RayHosts, observer: S
         assert [proc.noted().count("start") for proc in (short, long)] == [1, 1]
         session.close()
         assert len(session.exits) == 2
+
+
+@pytest.mark.slow
+def test_a_node_that_ray_has_given_up_is_gone_for_good(hosts: RayHosts, observer: Session) -> None:
+    host = hosts["a"]
+    try:
+        with Session(hosts, hosts.head, lease=LEASE) as session:
+            with losses(session, {host: hosts.cut}) as found:
+                until(lambda: host.address not in observer.ask("nodes"), "Ray has given the node up", RAY_GIVES_UP)
+                again = session.launch("again", host, WORKER)
+                assert again.node_id in (session.ended(again).reason or "")
+                hosts.heal(host)
+                until(lambda: not host.processes(), "all of Ray has left the host", RAY_GIVES_UP)
+                assert again.noted() == []
+                assert len(found[host.name].exits) == 1
+            session.close()
+            assert len(session.exits) == 2
+    finally:
+        hosts.clear(host)
+        hosts.restore()

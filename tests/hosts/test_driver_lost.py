@@ -59,7 +59,6 @@ def test_nothing_of_a_session_stays_when_its_driver_is_gone_for_good(hosts: RayH
             until(lambda: not session.procs(), "the procs are gone, on the driver's host too", RAY_GIVES_UP)
             until(lambda: not session.helpers(), "the supervisors are gone", RAY_GIVES_UP)
         finally:
-            hosts.heal(hosts["a"])
             session.kill()
             hosts.clear(hosts["a"])
-            hosts.join(hosts["a"])
+            hosts.restore()

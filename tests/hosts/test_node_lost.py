@@ -38,20 +38,16 @@ def outcome(hosts: RayHosts, observer: Session) -> Iterator[Outcome]:
     force = functools.partial(hosts.ray_stop, force=True)
     lose: list[Callable[[Host], None]] = [hosts.kill_raylet, hosts.ray_stop, force]
     lost = [hosts[name] for name in WAYS.values()]
-    try:
-        with Session(hosts, hosts.head, lease=LEASE, grace=GRACE) as session:
-            bystander = session.start("bystander", hosts.head, TREE)
-            before = bystander.pids()
-            with losses(session, dict(zip(lost, lose, strict=True))) as found:
-                changes = (bystander.pids() ^ before) | set(session.exits_of(bystander))
-                again = {way: session.launch(f"again on {name}", hosts[name], WORKER) for way, name in WAYS.items()}
-                later = {way: session.ended(proc) for way, proc in again.items()}
-                session.close()
-                helpers = session.helpers()
-                yield Outcome({way: found[name] for way, name in WAYS.items()}, changes, later, helpers)
-    finally:
-        hosts.clear(*lost)
-        hosts.join(*lost)
+    with Session(hosts, hosts.head, lease=LEASE, grace=GRACE) as session:
+        bystander = session.start("bystander", hosts.head, TREE)
+        before = bystander.pids()
+        with losses(session, dict(zip(lost, lose, strict=True))) as found:
+            changes = (bystander.pids() ^ before) | set(session.exits_of(bystander))
+            again = {way: session.launch(f"again on {name}", hosts[name], WORKER) for way, name in WAYS.items()}
+            later = {way: session.ended(proc) for way, proc in again.items()}
+            session.close()
+            helpers = session.helpers()
+            yield Outcome({way: found[name] for way, name in WAYS.items()}, changes, later, helpers)
 
 
 @pytest.mark.parametrize("way", WAYS)

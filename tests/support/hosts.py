@@ -184,9 +184,10 @@ class Hosts:
         """Nothing reaches it, and nothing that it sends arrives; nobody is told."""
         self.lose(host, sent=1.0, received=1.0)
 
-    def heal(self, host: Host) -> None:
+    def heal(self, *hosts: Host) -> None:
         """Every packet arrives at once."""
-        self.lose(host)
+        for host in hosts:
+            self.lose(host)
 
     @contextlib.contextmanager
     def cut_off(self, host: Host) -> Iterator[None]:

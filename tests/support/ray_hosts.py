@@ -51,11 +51,17 @@ class RayHosts(Hosts):
             for start in [stack.enter_context(self.start(host, *_ray_start(host, *more))) for host in hosts]:
                 start.finish()
 
+    def restore(self) -> None:
+        """Make all others nodes again, in a whole network."""
+        missing = [host for host in self if not self._raylets(host)]
+        self.heal(*self)
+        self.clear(*missing)
+        self.join(*missing)
+
     def raylet(self, host: Host) -> int:
         """Its pid."""
-        pids = [pid for pid, command in host.processes().items() if "/raylet/raylet " in command]
-        assert len(pids) == 1, f"{len(pids)} raylets on {host}"
-        return pids[0]
+        (pid,) = self._raylets(host)
+        return pid
 
     def kill_raylet(self, host: Host) -> None:
         os.kill(self.raylet(host), signal.SIGKILL)
@@ -70,6 +76,9 @@ class RayHosts(Hosts):
             self.ray_stop(host, force=True)
         for host in hosts:
             until(lambda host=host: not host.processes(), f"nothing runs on {host.name}", DEADLINE)  # type: ignore[misc]
+
+    def _raylets(self, host: Host) -> list[int]:
+        return [pid for pid, command in host.processes().items() if "/raylet/raylet " in command]
 
 
 def _ray_start(host: Host, *arguments: str) -> list[str]:
