@@ -17,11 +17,10 @@ from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnschedulableError, RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_launcher.cluster.agent import Agent
 from ray_launcher.cluster.keeper import LOST
-from ray_launcher.cluster.nodes import Node, is_alive
+from ray_launcher.cluster.nodes import Node, is_alive, on_node
 from ray_launcher.cluster.registry import Registry
 from ray_launcher.cluster.wire import NAMESPACE, Exit, Inventory, Launch, News, Request, SessionInfo, Signal, Started
 from ray_launcher.exits import ExitReport
@@ -273,7 +272,8 @@ class Link:
         if not answer:
             raise _SupersededError
         inventory: Inventory = pickle.loads(answer)  # noqa: S301  # from our own agent
-        self._joined = True
+        if not self._joined:  # it may have taken longer to start than a lease lasts
+            self._joined = self.grant()
         self._join, self._received, self._gaps = inventory.agent, 0, {}
         for end in inventory.ended:
             self._heard(end)
@@ -361,7 +361,7 @@ def start_agent(session: SessionInfo, node: Node, runtime_env: dict[str, Any], n
             max_restarts=-1,
             max_task_retries=-1,
             enable_task_events=False,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False),
+            **on_node(node),
             runtime_env={**runtime_env, "env_vars": env_vars},
         )
         .remote(session, name, ray.get_runtime_context().current_actor)

@@ -6,8 +6,10 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_launcher.options import Placement
 
@@ -124,6 +126,19 @@ def living_nodes() -> list[Node]:
 def is_alive(node: Node) -> bool:
     """Whether Ray takes the node for alive. Blocks for a few milliseconds."""
     return any(each.node_id == node.node_id for each in living_nodes())
+
+
+def on_node(node: Node, soft: bool = False) -> dict[str, Any]:
+    """Actor options that put an actor there; soft: elsewhere if the node is gone.
+
+    An actor that asks for nothing is placed by a node that Ray chooses at random (measured with 2.60): one that does
+    not know the others yet puts it elsewhere, and one that is cut off keeps it waiting for a minute. An actor that asks
+    for anything is placed by its creator's node, so ours ask for a trace of what every node has for its address.
+    """
+    return {
+        "resources": {f"node:{node.ip}": 0.0001},
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(node.node_id, soft=soft),
+    }
 
 
 def labels_match(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
