@@ -34,7 +34,7 @@ def make_directory(path: Path) -> None:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = directory.lstat()
         except OSError as error:
-            why = f"{error.strerror}{_relief(error.errno, directory)}"
+            why = f"{error.strerror}{_relief(error.errno, path)}"
             raise SupervisorError(f"cannot create the directory {directory}: {why}") from error
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
             raise SupervisorError(f"{directory} must be a directory of user {os.geteuid()} that nobody else can enter")
@@ -63,7 +63,7 @@ def start(
     directory: made by `make_directory`.  raylet: a pid; the supervisor ends when it does; 0 for none.
     Seconds: orphan_grace without an agent after which it ends; end_grace from TERM to KILL then; leftover_grace from
     TERM to KILL for what outlives its leader; kill_bound of repeated KILL after which a process is given up.
-    Raises `SupervisorError`.
+    Raises `SupervisorError`, and then the directory is gone.
     """
     seconds = (orphan_grace, end_grace, leftover_grace, kill_bound)
     command = [sys.executable, "-I", "-S", str(_MAIN), str(directory), str(raylet), *map(str, seconds)]

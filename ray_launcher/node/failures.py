@@ -36,7 +36,8 @@ def _cwd(error: SetupError) -> str:
 
 
 def _opening(error: SetupError) -> str:
-    return f"cannot create the log file {os.fsdecode(error.path)!r}: {os.strerror(error.code)}{relief(error.code)}"
+    remedy = "; Ray's log directory is gone: create it again" if error.code == errno.ENOENT else relief(error.code)
+    return f"cannot create the log file {os.fsdecode(error.path)!r}: {os.strerror(error.code)}{remedy}"
 
 
 def _writing(error: SetupError) -> str:
@@ -59,7 +60,6 @@ def relief(code: int, place: str = "Ray's log directory") -> str:
         errno.EDQUOT: f"; free space in the quota of {place}",
         errno.EROFS: f"; make the disk of {place} writable, which the kernel may have stopped after an error of it",
         errno.EACCES: f"; let the user that runs Ray write to {place}",
-        errno.ENOENT: f"; {place} is gone: create it again",
     }.get(code, "")
 
 

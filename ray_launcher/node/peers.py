@@ -78,6 +78,7 @@ class Peers:
 
     def serve(self) -> None:
         """Carry out some of what waits, of everyone alike."""
+        reserve.restore()  # it is not for launches
         for peer in list(self._peers.values()):
             try:
                 for _ in range(min(_BURST, len(peer.inbox))):
@@ -85,7 +86,6 @@ class Peers:
                     self._command(peer, verb, fields)
             except (ProtocolError, ValueError, OverflowError):  # garbage: the peer goes, the procs stay
                 self.drop(peer)
-        reserve.restore()
 
     def flush(self) -> None:
         """Write what the sockets take."""

@@ -25,7 +25,7 @@ def without_descriptors(pid: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_memory(pid: int) -> Iterator[None]:
-    """The process can map no more memory meanwhile: the way that shortage shows where the kernel does not overcommit."""
+    """The process can map no more memory meanwhile: how a shortage shows where the kernel does not overcommit."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
     with _limited(pid, resource.RLIMIT_AS, pages * os.sysconf("SC_PAGE_SIZE")):
         yield
