@@ -27,6 +27,16 @@ class SupervisorError(Exception):
     """The supervisor could not be started or reached; the text says why."""
 
 
+def runtime_directory(name: str) -> Path:
+    """The directory for the supervisor of agent `name`: always the same, so that it is found again.
+
+    `tempfile.gettempdir()` would go elsewhere while the disk is full.
+    """
+    given = (os.environ.get(variable) for variable in ("TMPDIR", "TEMP", "TMP"))
+    place = next((path for path in given if path and Path(path).is_dir()), "/tmp")  # noqa: S108  # ours is below it
+    return Path(place).absolute() / f"ray-launcher-{os.geteuid()}" / name
+
+
 def make_directory(path: Path) -> None:
     """Create `path` and its parent for this user alone. Raises `SupervisorError` where they are somebody else's."""
     for directory in (path.parent, path):
