@@ -129,7 +129,7 @@ def test_a_log_directory_that_is_gone(rig: Rig) -> None:
     rig.logs.rmdir()
     end = rig.exit(rig.launch("/bin/true"))
     rig.logs.mkdir()
-    _fails(end, None, "log file", os.strerror(errno.ENOENT))
+    _fails(end, None, "log file", os.strerror(errno.ENOENT), "Ray's log directory is gone")
 
 
 def test_a_log_file_that_is_a_link_is_refused(rig: Rig, tmp_path: Path) -> None:
