@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import heapq
 import pickle
 import threading
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from datetime import datetime, timezone
 from functools import partial
@@ -18,14 +16,12 @@ from typing import Any
 import cloudpickle
 from ray import ObjectRef
 from ray.actor import ActorHandle
-from ray.exceptions import ActorUnavailableError
 
-from ray_launcher.batch import Batch
 from ray_launcher.errors import KillError, LaunchError, ProcLauncherError, TerminateError, describe_exception
 from ray_launcher.exits import ProcExitResult, StdioHandling
+from ray_launcher.mail import Mail
 from ray_launcher.options import LaunchOptions, check_proc_id, check_timeout
-from ray_launcher.port import ExitPort, connection, gone_because, run_soon
-from ray_launcher.spawner import LaunchKey
+from ray_launcher.port import ExitPort
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,18 +70,14 @@ class ActorProcLauncher(ProcLauncher):
         """`spawner` is the handle of a `ProcSpawner` actor: see `start_spawner`."""
         if not isinstance(spawner, ActorHandle):
             raise TypeError(f"spawner must be an actor handle, from start_spawner(...), not {spawner!r}")
-        if not hasattr(spawner, "serve_launch"):
+        if not hasattr(spawner, "serve_post"):
             raise TypeError("spawner is no ProcSpawner: derive its class from ray_launcher.ProcSpawner")
         self._spawner: Any = spawner
-        self._connection = connection()
         self._id = uuid.uuid4().hex
+        self._mail = Mail(spawner, self._id)
         self._lock = threading.Lock()
-        self._sent = 0
-        self._unsent: list[int] = []  # a heap: numbers of messages that could not be sent
-        self._open: dict[str, dict[LaunchKey, ExitPort | None]] = {}  # launches without a result, by proc_id
+        self._open: dict[str, dict[int, ExitPort]] = {}  # launches without a result, by proc_id and message number
         self._finished: set[str] = set()
-        self._gone: str | None = None
-        self._watch()
 
     @property
     def active_procs(self) -> frozenset[str]:
@@ -98,13 +90,11 @@ class ActorProcLauncher(ProcLauncher):
         proc_id = check_proc_id(proc_id)
         payload = _pickled((proc_id, self._check_options(opts)))
         self._check_open()
-        with self._message(LaunchError) as number, self._registered([proc_id], number):
-            port = ExitPort(self._spawner.serve_launch.remote(self._id, number, payload))
-        self._watch_port(proc_id, (self._id, number, 0), port)
+        [port] = self._send([proc_id], [payload])
         return LaunchResult(proc_id, port)
 
     def launch_many(self, launches: Mapping[str, LaunchOptions]) -> dict[str, LaunchResult]:
-        """Launch all of {proc_id: opts} with one message; otherwise as `launch`, each with a port of its own.
+        """Launch all of {proc_id: opts}: as `launch` for each, only cheaper.
 
         Bad input in any of them raises before anything is launched.
         """
@@ -113,15 +103,11 @@ class ActorProcLauncher(ProcLauncher):
         checked = [(check_proc_id(proc_id), self._check_options(opts)) for proc_id, opts in launches.items()]
         if not checked:
             return {}
-        payload = _pickled(checked)
+        payloads = [_pickled(each) for each in checked]
         self._check_open()
         proc_ids = [proc_id for proc_id, _ in checked]
-        with self._message(LaunchError) as number, self._registered(proc_ids, number):
-            batch = Batch(self._spawner, self._id, number, len(proc_ids))
-            batch.send(payload)
-        for index, (proc_id, port) in enumerate(zip(proc_ids, batch.ports, strict=True)):
-            self._watch_port(proc_id, (self._id, number, index), port)
-        return {proc_id: LaunchResult(proc_id, port) for proc_id, port in zip(proc_ids, batch.ports, strict=True)}
+        ports = self._send(proc_ids, payloads)
+        return {proc_id: LaunchResult(proc_id, port) for proc_id, port in zip(proc_ids, ports, strict=True)}
 
     def terminate(self, proc_id: str, timeout: float) -> None:
         """See `ProcLauncher.terminate`."""
@@ -144,52 +130,35 @@ class ActorProcLauncher(ProcLauncher):
             raise LaunchError("this process is no longer connected to the launcher's cluster: Ray was shut down")
 
     def _connected(self) -> bool:
-        """Checked before everything that is sent: without a connection, Ray would start a cluster of its own."""
-        return bool(self._connection) and connection() == self._connection
+        return self._mail.connected
 
     def _ask(self, method: str, *args: object) -> ObjectRef[Any]:
         """Call a method of a spawner that has more of them; it gets (our id, number) first, for `in_turn`."""
         if not self._connected():
             raise ProcLauncherError("cannot reach the spawner: Ray was shut down in this process")
-        with self._message(ProcLauncherError) as number:
-            ref: ObjectRef[Any] = getattr(self._spawner, method).remote(self._id, number, *args)
+        try:
+            ref: ObjectRef[Any] = getattr(self._spawner, method).remote(self._id, self._mail.count - 1, *args)
+        except Exception as error:
+            raise ProcLauncherError(f"cannot send the request: {describe_exception(error)}") from error
         return ref
 
-    # -- messages and their order ---------------------------------------------------------------------------------
+    def _call(self, method: str, proc_id: str, error: type[ProcLauncherError], *args: object) -> None:
+        """Call a method of a spawner that has more of them, in order with everything else, unheard."""
+        gone = self._why_gone()
+        if gone is not None:
+            raise error(f"cannot reach the spawner: it is gone ({gone})")
+        self._mail.send("call", (method, (proc_id, *args)))
 
-    @contextlib.contextmanager
-    def _message(self, error: type[ProcLauncherError]) -> Iterator[int]:
-        """The number of a message, for a body that sends it. If it does not, the next one gets the number: no gaps."""
-        with self._lock:
-            number = heapq.heappop(self._unsent) if self._unsent else self._sent
-            self._sent = max(self._sent, number + 1)
-        try:
-            yield number
-        except BaseException as cause:
-            with self._lock:
-                heapq.heappush(self._unsent, number)
-            if isinstance(cause, Exception):
-                raise error(f"cannot send the request: {describe_exception(cause)}") from cause
-            raise
+    # -- what is open ---------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _registered(self, proc_ids: list[str], number: int) -> Iterator[None]:
-        """Count launches as open before they are sent, so that a request from another thread names them."""
-        keys = [(proc_id, (self._id, number, index)) for index, proc_id in enumerate(proc_ids)]
-        with self._lock:
-            for proc_id, key in keys:
-                self._open.setdefault(proc_id, {})[key] = None
-        try:
-            yield
-        except BaseException:
-            for proc_id, key in keys:
-                self._forget(proc_id, key)
-            raise
-
-    def _watch_port(self, proc_id: str, key: LaunchKey, port: ExitPort) -> None:
-        with self._lock:
-            self._open[proc_id][key] = port
-        port._future().add_done_callback(partial(self._ended, proc_id, key))  # noqa: SLF001  # in Ray's thread, at once
+    def _send(self, proc_ids: list[str], payloads: list[bytes]) -> list[ExitPort]:
+        with self._lock:  # a request from another thread must name the launches that it follows
+            sent = self._mail.launch(payloads)
+            for proc_id, (number, port) in zip(proc_ids, sent, strict=True):
+                self._open.setdefault(proc_id, {})[number] = port
+        for proc_id, (number, port) in zip(proc_ids, sent, strict=True):
+            port._future().add_done_callback(partial(self._ended, proc_id, number))  # noqa: SLF001  # at once
+        return [port for _, port in sent]
 
     def _request(self, proc_id: str, timeout: float | None, error: type[ProcLauncherError]) -> None:
         with self._lock:
@@ -198,43 +167,20 @@ class ActorProcLauncher(ProcLauncher):
                 return
         gone = self._why_gone()
         if gone is not None:
-            if launches and all(port is not None and port.done() for port in launches.values()):
+            if launches and all(port.done() for port in launches.values()):
                 return  # they have ended, only we have not heard of it
             raise error(f"cannot reach the spawner: it is gone ({gone})")
-        with self._message(error) as number:
-            self._spawner.serve_request.remote(self._id, number, proc_id, tuple(launches) or None, timeout)
+        self._mail.send("request", (proc_id, tuple(launches) or None, timeout))
 
     def _why_gone(self) -> str | None:
-        return self._gone if self._connected() else "Ray was shut down in this process"
+        return self._mail.gone if self._connected() else "Ray was shut down in this process"
 
-    def _ended(self, proc_id: str, key: LaunchKey, result: Future[ProcExitResult]) -> None:
+    def _ended(self, proc_id: str, number: int, _result: Future[ProcExitResult]) -> None:
         with self._lock:
             self._finished.add(proc_id)
-        self._forget(proc_id, key)
-        if result.result().stderr_tail is None:
-            run_soon(partial(self._skip, key))
-
-    def _forget(self, proc_id: str, key: LaunchKey) -> None:
-        with self._lock:
-            del self._open[proc_id][key]
+            del self._open[proc_id][number]
             if not self._open[proc_id]:
                 del self._open[proc_id]
-
-    def _skip(self, key: LaunchKey) -> None:
-        """Perhaps the launch was cancelled before it arrived; if it did arrive, this says nothing new."""
-        if self._gone is None and self._connected():
-            self._spawner.serve_skip.remote(self._id, key[1])
-
-    def _watch(self) -> None:
-        if self._connected():
-            self._spawner.serve_watch.remote().future().add_done_callback(self._watch_ended)
-
-    def _watch_ended(self, outcome: Future[object]) -> None:
-        error = outcome.exception()
-        if isinstance(error, ActorUnavailableError):
-            run_soon(self._watch)
-        elif error is not None:
-            self._gone = gone_because(error)
 
 
 def _pickled(value: object) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pickle
 import queue
 import re
 import threading
@@ -17,9 +18,9 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError, UnserializableException
 
+from ray_launcher.desk import REPORTED, JunkReportError
 from ray_launcher.errors import DecodeError, describe_exception
 from ray_launcher.exits import Failed, ProcExitResult, decode_exit
-from ray_launcher.spawner import JunkReportError
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _logger = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class ExitPort:
 
 
 class Source:
-    """Where the port of a batched launch gets its result, and its ref if anybody asks for one."""
+    """Where a port gets its result, and its ref if anybody asks for one."""
 
     def __init__(self, make_ref: Callable[[Source], ObjectRef[Any]]) -> None:
         self.result: Future[ProcExitResult] = new_result()
@@ -138,6 +139,19 @@ def result_of_report(report: object) -> ProcExitResult:
         return decode_exit(report)
     except DecodeError as error:
         return failed(f"failed to decode exit result: {describe_exception(error)}")
+
+
+def result_of_outcome(outcome: bytes) -> ProcExitResult:
+    """What came by the launcher's mail: see `desk.REPORTED`."""
+    kind, pickled = outcome[:1], outcome[1:]
+    try:
+        value = pickle.loads(pickled)  # noqa: S301  # from our own spawner
+    except Exception as error:  # noqa: BLE001  # of a class that this process does not have, say
+        text = describe_exception(error)
+        if kind == REPORTED:
+            return failed(f"failed to decode exit result: the report cannot be unpickled here: {text}")
+        return failed(f"spawner raised: an exception that cannot be unpickled here: {text}")
+    return result_of_report(value) if kind == REPORTED else result_of_raised(value)
 
 
 def result_of_error(error: BaseException) -> ProcExitResult:

@@ -30,13 +30,13 @@ from ray_launcher.launcher import ActorProcLauncher, LaunchResult
 from ray_launcher.logs import LogChunk, LogStreams, lines_of
 from ray_launcher.options import LaunchOptions, Placement, check_proc_id, check_timeout
 from ray_launcher.port import ExitPort, gone_because
-from ray_launcher.spawner import LaunchKey, start_spawner
+from ray_launcher.spawner import start_spawner
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 #: Seconds for answers that are on their way when the session has ended.
-_LAST_ANSWERS = 2.0
+_LAST_ANSWERS = 5.0
 _NOT_YET = ("num_cpus", "num_gpus", "memory", "resources")
 
 
@@ -49,6 +49,8 @@ class RayProcLauncher(ActorProcLauncher):
     `ray.init()` does: RAY_ADDRESS, else a cluster of its own.
     runtime_env: Ray's; the node agents run in it, so procs inherit its variables and working directory.
     grace: seconds between TERM and KILL for procs whose driver ends without `close`.
+    lease: seconds for which a node's procs live without contact to the session's spawner (1 to 86,400). Then they are
+    ended, and 2.5 s later each port of that node resolves as `Failed`, naming it: what it says is dead is dead.
 
     The session ends with `close`, with this process however it ends, and with `ray.shutdown()`. Raises TypeError or
     ValueError for bad arguments, and what `ray.init` raises.
@@ -62,8 +64,9 @@ class RayProcLauncher(ActorProcLauncher):
         address: str | None = None,
         runtime_env: dict[str, Any] | None = None,
         grace: float = 5.0,
+        lease: float = 30.0,
     ) -> None:
-        info = SessionInfo(_session_name(session), grace=check_timeout("grace", grace))
+        info = SessionInfo(_session_name(session), grace=check_timeout("grace", grace), lease=_check_lease(lease))
         if detached:
             raise NotImplementedError("detached=True is not supported yet: keep the driver running")
         if runtime_env is not None and not isinstance(runtime_env, dict):
@@ -99,6 +102,7 @@ class RayProcLauncher(ActorProcLauncher):
         try:
             ray.get(self._ask("end_session", grace))
             self._await_ports()
+            self._mail.close()
         except RayError:
             pass  # the spawner is gone already, and its agents see to the procs
         finally:
@@ -132,10 +136,7 @@ class RayProcLauncher(ActorProcLauncher):
         Raises TypeError or ValueError, `KillError` when the spawner is gone.
         """
         proc_id, signum = check_proc_id(proc_id), _check_signal(signum)
-        gone = self._why_gone()
-        if gone is not None:
-            raise KillError(f"cannot reach the spawner: it is gone ({gone})")
-        self._ask("signal", proc_id, signum)
+        self._call("signal", proc_id, KillError, signum)
 
     def logs(
         self, proc_id: str, stream: str = "stdout", follow: bool = False, tail: int | None = None
@@ -190,12 +191,11 @@ class RayProcLauncher(ActorProcLauncher):
 
     def _await_ports(self) -> None:
         """Every answer is on its way; let them arrive before the spawner is killed."""
-        ray.get(self._spawner.drained.remote())
         if self._open:
             self._settled.wait(_LAST_ANSWERS)
 
-    def _ended(self, proc_id: str, key: LaunchKey, result: Future[ProcExitResult]) -> None:
-        super()._ended(proc_id, key, result)
+    def _ended(self, proc_id: str, number: int, result: Future[ProcExitResult]) -> None:
+        super()._ended(proc_id, number, result)
         if self._closed and not self._open:
             self._settled.set()
 
@@ -206,6 +206,8 @@ def _start(info: SessionInfo, runtime_env: dict[str, Any]) -> Any:
     node_id = ray.get_runtime_context().get_node_id()
     options = {
         "name": f"spawner-{info.name}",
+        "max_restarts": -1,
+        "max_task_retries": -1,
         "namespace": NAMESPACE,
         "runtime_env": {**runtime_env, "env_vars": env_vars},
         "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=True),
@@ -249,6 +251,13 @@ def _check_signal(signum: object) -> int:
     if signum not in signal.valid_signals():
         raise ValueError(f"signum must be a signal of this system (see signal.valid_signals()), not {signum}")
     return int(signum)
+
+
+def _check_lease(lease: object) -> float:
+    seconds = check_timeout("lease", lease)
+    if not 1 <= seconds <= 86_400:
+        raise ValueError(f"lease must be 1 to 86,400 seconds, not {lease!r}")
+    return seconds
 
 
 def _check_tail(tail: object) -> None:

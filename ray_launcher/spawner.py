@@ -8,31 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import pickle
-import traceback
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-import cloudpickle
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import TaskCancelledError
 
-from ray_launcher.errors import DecodeError, describe_exception
-from ray_launcher.exits import ExitReport, decode_exit
-from ray_launcher.turns import Turns
+from ray_launcher.desk import REPORTED, Desk, LaunchKey, Message
+from ray_launcher.exits import ExitReport
 
 if TYPE_CHECKING:
     from ray_launcher.options import LaunchOptions
 
-_logger = logging.getLogger(__name__)
-
-#: Ray runs 1,000 calls of an async actor at once unless told otherwise; the next launch would wait without a word.
+#: Ray runs 1,000 calls of an async actor at once unless told otherwise; the next would wait without a word.
 MAX_CONCURRENCY = 1_000_000
 
-#: Task events, one set per launch, would cost more than the launch itself, and tell less than its result.
+#: Task events, one set per call, would cost more than a launch itself, and tell less than its result.
 _ACTOR_OPTIONS = {
     "num_cpus": 0,
     "max_concurrency": MAX_CONCURRENCY,
@@ -40,27 +32,15 @@ _ACTOR_OPTIONS = {
     "enable_task_events": False,
 }
 
-#: A launch's own name: the launcher's id, the number of the message, and the place in a batch (0 for a single one).
-LaunchKey = tuple[str, int, int]
-
-
-#: What an outcome of a batch starts with: a pickled report follows, or a pickled exception.
-REPORTED, RAISED = b"r", b"e"
-
-
-class SpawnerRaisedError(Exception):
-    """Stands in for an exception of a spawner that cannot be pickled; carries its text."""
-
-
-class JunkReportError(DecodeError):
-    """Stands in for a spawner's return value that cannot be pickled."""
-
 
 class ProcSpawner(ABC):
     """Starts and stops procs somewhere. Subclasses run as a Ray actor and need not call `super().__init__()`.
 
     All three coroutines run on one event loop, so a subclass needs no locks but must not block. `launch` has begun
     before a `terminate` or `kill` that was sent after it is called, for every launcher.
+
+    A spawner that Ray restarts (see `start_spawner`) is asked to launch again whatever had no end: one that finds the
+    proc still there goes on waiting for it instead.
     """
 
     @abstractmethod
@@ -81,186 +61,72 @@ class ProcSpawner(ABC):
 
     # -- for launchers --------------------------------------------------------------------------------------------
 
-    async def serve_launch(self, launcher: str, number: int, payload: bytes) -> object:
-        """Message `number` of `launcher`: launch what `payload`, a pickled (proc_id, opts), says; the raw report."""
+    async def serve_post(self, launcher: str, incarnation: str, post: bytes) -> str:
+        """Take on a pickled `Post`, unless it is meant for an earlier incarnation; the answer is which this is."""
         desk = _desk(self)
-        await desk.turns.wait(launcher, number)
-        # Wakes the next message's coroutine only after this step, in which the spawner's own launch begins.
-        desk.turns.done(launcher, number)
-        proc_id, opts = pickle.loads(payload)  # noqa: S301  # from a launcher of the same Ray cluster
-        return await desk.launch(self, proc_id, opts, (launcher, number, 0))
+        if incarnation == desk.incarnation:
+            desk.take(launcher, pickle.loads(post))  # noqa: S301  # from a launcher of the same Ray cluster
+        return desk.incarnation
 
-    async def serve_batch(self, launcher: str, number: int, payload: bytes) -> AsyncIterator[list[tuple[int, bytes]]]:
-        """Launch a pickled list of (proc_id, opts); yields [(index, outcome), ...] as procs end.
+    async def serve_poll(
+        self, launcher: str, incarnation: str | None, received: int, settled: list[int]
+    ) -> tuple[str, list[tuple[int, int, bytes]]]:
+        """Wait for outcomes behind sequence number `received`: (incarnation, [(sequence, launch, outcome), ...]).
 
-        An outcome is `REPORTED` or `RAISED` and a pickle of what was; it is kept for `serve_attach` until
-        `serve_release`.
+        settled: launches whose outcomes the launcher has. For another incarnation the answer comes at once, and empty.
+        The call fails when the spawner is gone for good, which is how launchers learn of it.
         """
         desk = _desk(self)
-        await desk.turns.wait(launcher, number)
-        finished: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
-        try:
-            tasks = desk.begin_batch(self, launcher, number, pickle.loads(payload), finished)  # noqa: S301
-            await asyncio.sleep(0)  # the tasks take their first step, in which the spawner's own launches begin
-        finally:
-            desk.turns.done(launcher, number)
-        left = len(tasks)
-        while left:
-            batch = [await finished.get()]
-            while not finished.empty():
-                batch.append(finished.get_nowait())
-            left -= len(batch)
-            yield batch
+        if incarnation != desk.incarnation:
+            return desk.incarnation, []
+        desk.settle(launcher, settled)
+        return desk.incarnation, await desk.account(launcher).news(received)
 
-    async def serve_attach(self, launcher: str, number: int, index: int, outcome: bytes | None) -> object:
-        """The raw report of one launch of a batch, or its exception; `outcome` where the launcher has it already."""
+    async def serve_hush(self, launcher: str) -> None:
+        """Answer the pending poll, and later ones at once: Ray would report one as failed when this actor is killed."""
+        _desk(self).account(launcher).hush()
+
+    async def serve_attach(self, launcher: str, number: int, outcome: bytes | None) -> object:
+        """The raw report of a launch, or its exception; `outcome` where the launcher has it already."""
         if outcome is None:
-            tasks = await asyncio.shield(_desk(self).batch(launcher, number))
-            outcome = await asyncio.shield(tasks[index])
-        value = pickle.loads(outcome[1:])  # noqa: S301  # made by this class
+            outcome = await _desk(self).account(launcher).outcome(number)
+        value = pickle.loads(outcome[1:])  # noqa: S301  # made by this package
         if outcome[:1] == REPORTED:
             return value
         raise value
-
-    async def serve_release(self, launcher: str, number: int) -> None:
-        """The launcher has every outcome of this batch."""
-        _desk(self).batches.pop((launcher, number), None)
-
-    async def serve_request(
-        self, launcher: str, number: int, proc_id: str, about: tuple[LaunchKey, ...] | None, timeout: float | None
-    ) -> None:
-        """Terminate (`timeout` in seconds) or kill (None) a proc, if it still runs for one of the launches `about`."""
-        desk = _desk(self)
-        await desk.turns.wait(launcher, number)
-        desk.turns.done(launcher, number)
-        if about is not None and desk.running.get(proc_id) not in about:
-            return
-        try:
-            await (self.kill(proc_id) if timeout is None else self.terminate(proc_id, timeout))
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            if _is_actor_exit(error):
-                await _leave()
-            # Nobody waits for the answer, and a SystemExit would end the actor with all its procs.
-            _logger.exception("%s raised", "kill" if timeout is None else "terminate")
-
-    async def in_turn(self, launcher: str, number: int) -> None:
-        """For a subclass's own messages to itself: returns when every earlier message of `launcher` has begun."""
-        turns = _desk(self).turns
-        await turns.wait(launcher, number)
-        turns.done(launcher, number)
-
-    async def serve_skip(self, launcher: str, number: int) -> None:
-        """Message `number` was cancelled on its way and will never come."""
-        _desk(self).turns.done(launcher, number)
 
     async def serve_watch(self) -> None:
         """Never returns: the call fails when the spawner is gone for good, which is how callers learn of it."""
         await asyncio.Event().wait()
 
+    async def in_turn(self, launcher: str, number: int) -> None:
+        """For a subclass's own calls: returns when every message of `launcher` up to `number` has begun."""
+        await _desk(self).account(launcher).turn_of(number)
 
-class _Desk:
-    """What the base class keeps for one spawner; apart from it, so that subclasses may skip our `__init__`."""
+    # -- for subclasses that survive a restart --------------------------------------------------------------------
 
-    def __init__(self) -> None:
-        self.turns = Turns()
-        self.running: dict[str, LaunchKey] = {}  # by proc_id: the launch that it runs for
-        self.batches: dict[tuple[str, int], asyncio.Future[list[asyncio.Task[bytes]]]] = {}
-
-    async def launch(self, spawner: ProcSpawner, proc_id: str, opts: LaunchOptions, key: LaunchKey) -> object:
-        """The report, made fit to travel; raises an exception that is fit to travel."""
-        first = self.running.setdefault(proc_id, key) == key
-        try:
-            return _portable_report(await spawner.launch(proc_id, opts))
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:  # noqa: BLE001  # SystemExit would leave the caller waiting for ever
-            if _is_actor_exit(error):
-                await _leave()
-            raise _portable_exception(error) from None
-        finally:
-            if first:
-                del self.running[proc_id]
-
-    def batch(self, launcher: str, number: int) -> asyncio.Future[list[asyncio.Task[bytes]]]:
-        """The tasks of a batch, once it has begun: those who ask for one may overtake it."""
-        begun = self.batches.get((launcher, number))
-        if begun is None:
-            begun = self.batches[launcher, number] = asyncio.get_running_loop().create_future()
-        return begun
-
-    def begin_batch(
+    async def launch_as(
         self,
-        spawner: ProcSpawner,
-        launcher: str,
-        number: int,
-        batch: list[tuple[str, LaunchOptions]],
-        finished: asyncio.Queue[tuple[int, bytes]],
-    ) -> list[asyncio.Task[bytes]]:
-        async def run(index: int, proc_id: str, opts: LaunchOptions) -> bytes:
-            outcome: bytes
-            try:
-                report = await self.launch(spawner, proc_id, opts, (launcher, number, index))
-                outcome = REPORTED + cloudpickle.dumps(report)
-            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # it is handed on
-                outcome = RAISED + cloudpickle.dumps(error)
-            finished.put_nowait((index, outcome))
-            return outcome
+        key: LaunchKey,  # noqa: ARG002  # for subclasses
+        proc_id: str,
+        opts: LaunchOptions,
+        message: Message,  # noqa: ARG002  # the same
+    ) -> ExitReport:
+        """`launch`, with the launch's own name, which is the same when it is asked for again."""
+        return await self.launch(proc_id, opts)
 
-        tasks = [asyncio.create_task(run(index, *item)) for index, item in enumerate(batch)]
-        self.batch(launcher, number).set_result(tasks)
-        return tasks
+    def on_settled(self, launcher: str, numbers: list[int]) -> None:  # noqa: B027  # no duty
+        """The launcher has the outcomes of these launches."""
+
+    def on_resync(self, launcher: str, numbers: set[int]) -> None:  # noqa: B027  # no duty
+        """After a restart: these are all the launches of which the launcher has no outcome."""
 
 
-def _desk(spawner: ProcSpawner) -> _Desk:
-    desk: _Desk = spawner.__dict__.setdefault("_ray_launcher_desk", _Desk())
+def _desk(spawner: ProcSpawner) -> Desk:
+    desk: Desk | None = spawner.__dict__.get("_ray_launcher_desk")
+    if desk is None:
+        desk = spawner.__dict__["_ray_launcher_desk"] = Desk(spawner)
     return desk
-
-
-def _portable_report(report: object) -> object:
-    if type(report) is ExitReport:
-        try:
-            decode_exit(report)
-        except DecodeError:
-            pass  # the launcher decodes it again, and says so
-        else:
-            return report
-    try:
-        cloudpickle.dumps(report)
-    except Exception as error:  # noqa: BLE001  # pickling runs foreign code
-        text = f"the spawner returned a {type(report).__qualname__} that cannot be pickled: {describe_exception(error)}"
-        raise JunkReportError(text) from None
-    return report
-
-
-def _portable_exception(error: BaseException) -> Exception:
-    """The exception itself if it survives the journey, as not every one does; else a stand-in with its text."""
-    if isinstance(error, Exception) and not isinstance(error, TaskCancelledError) and _travels(error):
-        return error  # a TaskCancelledError is that of a task of the spawner's, and would be taken for the launch's own
-    text = describe_exception(error)
-    return SpawnerRaisedError(text if text or isinstance(error, Exception) else repr(error))
-
-
-def _travels(error: Exception) -> bool:
-    """Whether Ray can put it in words, which must be UTF-8 (it would lose the actor otherwise), and pickle it."""
-    try:
-        str.encode(str(error))
-        str.encode("".join(traceback.format_exception(type(error), error, error.__traceback__)))
-        pickle.loads(cloudpickle.dumps(error))  # noqa: S301  # just made
-    except BaseException:  # noqa: BLE001  # all of it runs foreign code
-        return False
-    return True
-
-
-def _is_actor_exit(error: BaseException) -> bool:
-    return type(error).__name__ == "AsyncioActorExit" and type(error).__module__.startswith("ray.")
-
-
-async def _leave() -> None:
-    """End the actor now: by itself, Ray would first wait for all pending calls, which may never end."""
-    ray.kill(ray.get_runtime_context().current_actor)
-    await asyncio.Event().wait()
 
 
 def start_spawner(

@@ -1,57 +1,100 @@
-"""The spawner's side of one agent: messages out in order, exits in, and what happens when the agent is lost."""
+"""The spawner's side of one agent: messages out in order, news in, and when its node is taken for lost.
+
+Whatever breaks, the link joins the agent again, learns what it knows, and sends again what it may not have got. Only
+when the lease that the agent was last granted has run out, and its supervisor has had the time to end every proc, is
+the node given up.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import pickle
 import uuid
 from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, ActorUnschedulableError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_launcher.cluster.agent import Agent
-from ray_launcher.cluster.nodes import Node
-from ray_launcher.cluster.wire import NAMESPACE, Exit, Launch, Request, SessionInfo, Signal, Started
+from ray_launcher.cluster.keeper import LOST
+from ray_launcher.cluster.nodes import Node, is_alive
+from ray_launcher.cluster.registry import Registry
+from ray_launcher.cluster.wire import NAMESPACE, Exit, Inventory, Launch, News, Request, SessionInfo, Signal, Started
 from ray_launcher.exits import ExitReport
 from ray_launcher.port import gone_because
 
+#: Seconds from the end of a lease until the node's procs are taken for dead: its supervisor gives them one second
+#: between TERM and KILL, and the kernel takes a moment.
+BURIED = 2.5
 #: Seconds beyond the grace after which an agent that does not answer is given up when the session ends; more than
 #: its supervisor, and the mop-up after it, take at most.
 GIVE_UP = 40.0
 #: Seconds for answers that are on their way when the agent has ended.
 LAST_ANSWERS = 5.0
+#: Seconds between two attempts to reach an agent that is out of reach.
+_RETRY = 0.2
+
+_Message = Launch | Request | Signal
+
+
+@dataclasses.dataclass(frozen=True)
+class Owner:
+    """The spawner that a link belongs to. runtime_env: its agents'.  generation: how many there were before it."""
+
+    session: SessionInfo
+    runtime_env: dict[str, Any]
+    generation: int = 0
 
 
 class Link:
-    """Starts the agent of `node` and talks to it. `on_news` gets one `Exit` per launch, perhaps a `Started`."""
+    """Starts the agent of `node`, or finds that of an earlier spawner, `name`, and talks to it.
+
+    on_news(link, news): gets one `Exit` per launch, perhaps a `Started`; also of launches that are new to this spawner.
+    on_lost(link): nothing of the node's procs is left, and all their ends have been told.
+    """
 
     def __init__(
         self,
-        session: SessionInfo,
+        owner: Owner,
         node: Node,
-        agent_env: dict[str, Any],
-        on_news: Callable[[Started | Exit], None],
+        on_news: Callable[[Link, Started | Exit], None],
         on_lost: Callable[[Link], None],
+        name: str | None = None,
     ) -> None:
+        session = owner.session
         self.node = node
+        self.name = name or f"{session.name}-{node.node_id[:16]}-{uuid.uuid4().hex[:8]}"
         self.launches: set[str] = set()  # tokens without an exit
-        self._on_news = on_news
-        self._on_lost = on_lost
-        self._lost = False
-        self._delivered = 0
-        self._outbox: list[Launch | Request | Signal] = []
+        self.lost = False
+        self.resolved = asyncio.Event()  # the agent has told what it knows, or is lost
+        self._owner, self._session = owner, session
+        self._on_news, self._on_lost = on_news, on_lost
+        self._registry = Registry(session.name)
+        self._found = name is not None
+        self._joined = self._found  # there may be procs
+        self._granted = asyncio.get_running_loop().time()
+        self._why = "no contact"
+        self._join = ""
+        self._calls = self._received = 0
+        self._gaps: dict[int, int] = {}
+        self._settled: list[int] = []
+        self._outbox: list[_Message] = []
+        self._underway: list[_Message] = []
         self._mail = asyncio.Event()
         self._sent = self._arrived = 0  # messages
         self._arrivals: list[tuple[int, asyncio.Future[None]]] = []  # who waits for how many to have arrived
         self._emptied: asyncio.Future[None] | None = None
-        self.agent: Any = start_agent(session, node, agent_env)
-        self._tasks = [asyncio.ensure_future(self._run(loop)) for loop in (self._post, self._poll)]
+        self.agent: Any = None
+        self._started = asyncio.Event()  # there is an actor to talk to
+        self._tasks = [asyncio.ensure_future(each) for each in (self._run(), self._expire())]
+        self._last: asyncio.Future[None] | None = None
 
     def launch(self, message: Launch) -> None:
-        """Send; from now on `on_exit` will be called for it, whatever happens."""
+        """Send; from now on there will be an `Exit` for it, whatever happens."""
         self.launches.add(message.token)
         self._send(message)
 
@@ -60,9 +103,23 @@ class Link:
         if message.token in self.launches:
             self._send(message)
 
+    def settle(self, sequence: int) -> None:
+        """The report of this number need not be kept any longer; the agent is told with the next call."""
+        self._settled.append(sequence)
+
+    def grant(self) -> bool:
+        """Renew the lease; False when the node has been given up."""
+        self._granted = asyncio.get_running_loop().time()
+        return not self.lost
+
+    async def reachable(self) -> Any:
+        """The agent's actor, once there is one."""
+        await self._started.wait()
+        return self.agent
+
     async def all_arrived(self) -> None:
         """Return when the agent has everything that has been sent until now, or is lost."""
-        if self._arrived < self._sent and not self._lost:
+        if self._arrived < self._sent and not self.lost:
             arrival = asyncio.get_running_loop().create_future()
             self._arrivals.append((self._sent, arrival))
             await arrival
@@ -70,18 +127,29 @@ class Link:
     async def end(self, grace: float) -> None:
         """End every proc of the node and the agent; returns when nothing of them is left."""
         try:
-            await asyncio.wait_for(self.agent.end.remote(grace), grace + GIVE_UP)
+            await asyncio.wait_for(self._end(grace), grace + GIVE_UP)
             if self.launches:  # their ends are on the way
                 self._emptied = asyncio.get_running_loop().create_future()
                 await asyncio.wait_for(self._emptied, LAST_ANSWERS)
         except (RayError, asyncio.TimeoutError):
             pass  # it is gone, and its supervisor sees to the procs
+        await self._hush()
+        await self._abandon("the session ended")
+
+    async def _end(self, grace: float) -> None:
+        if not self.lost:
+            await (await self.reachable()).end.remote(grace)
+
+    async def _hush(self) -> None:
         for task in self._tasks:
             task.cancel()
-        ray.kill(self.agent)
-        self._abandon("the session ended")
+        if not self.lost and self.agent is not None:
+            with contextlib.suppress(RayError, asyncio.TimeoutError):
+                await asyncio.wait_for(self.agent.hush.remote(), LAST_ANSWERS)
 
-    def _send(self, message: Launch | Request | Signal) -> None:
+    # -- out ------------------------------------------------------------------------------------------------------
+
+    def _send(self, message: _Message) -> None:
         self._sent += 1
         self._outbox.append(message)
         self._mail.set()
@@ -91,71 +159,186 @@ class Link:
         while True:
             await self._mail.wait()
             self._mail.clear()
-            batch, self._outbox = self._outbox, []
-            self._take(await self.agent.post.remote(pickle.dumps(batch), self._delivered))
-            self._arrived += len(batch)
-            self._tell_arrivals()
+            if self._outbox:
+                self._underway, self._outbox = self._outbox, []
+                await self._call(self.agent.post, pickle.dumps(self._underway))
+                self._arrived += len(self._underway)
+                self._underway = []
+                self._tell_arrivals()
 
     async def _poll(self) -> None:
         while True:
-            self._take(await self.agent.poll.remote(self._delivered))
+            await self._call(self.agent.poll)
 
-    def _take(self, answer: bytes) -> None:
-        for news in pickle.loads(answer):  # noqa: S301  # from our own agent
-            if isinstance(news, Exit):
-                self._delivered = max(self._delivered, news.sequence)
-                self._exited(news)
-            elif news.token in self.launches:
-                self._on_news(news)
-
-    async def _run(self, loop: Callable[[], Any]) -> None:
+    async def _call(self, method: Any, *args: object) -> None:
+        self._calls += 1
+        settled, self._settled = self._settled, []
         try:
-            await loop()
-        except RayError as error:
-            for task in self._tasks:
-                if task is not asyncio.current_task():
-                    task.cancel()
-            ray.kill(self.agent)  # out of reach, or confused, it may live: what it runs must end
-            self._on_lost(self)
-            self._abandon(gone_because(error))
+            answer = await method.remote(self._join, self._calls, self._received, settled, *args)
+        except BaseException:
+            self._settled += settled
+            raise
+        if not answer:
+            self._settled += settled
+            raise _AnotherAgentError
+        self._take(pickle.loads(answer))  # noqa: S301  # from our own agent
 
-    def _exited(self, exit_: Exit) -> None:
-        if exit_.token in self.launches:
-            self.launches.remove(exit_.token)
-            self._on_news(exit_)
-            if self._emptied is not None and not self.launches and not self._emptied.done():
-                self._emptied.set_result(None)
+    # -- in -------------------------------------------------------------------------------------------------------
+
+    def _take(self, news: News) -> None:
+        for item in news.items:
+            self._heard(item)
+        self._gaps[news.after] = news.upto
+        while self._received in self._gaps:
+            upto = self._gaps.pop(self._received)
+            if upto == self._received:
+                break
+            self._received = upto
+
+    def _heard(self, item: Started | Exit) -> None:
+        if isinstance(item, Started):
+            self.launches.add(item.token)
+            self._on_news(self, item)
+            return
+        self.launches.discard(item.token)
+        self._on_news(self, item)
+        if self._emptied is not None and not self.launches and not self._emptied.done():
+            self._emptied.set_result(None)
 
     def _tell_arrivals(self) -> None:
-        while self._arrivals and (self._lost or self._arrivals[0][0] <= self._arrived):
+        while self._arrivals and (self.lost or self._arrivals[0][0] <= self._arrived):
             _, arrival = self._arrivals.pop(0)
             if not arrival.done():
                 arrival.set_result(None)
 
-    def _abandon(self, why: str) -> None:
-        self._lost = True
-        self._tell_arrivals()
-        reason = f"the agent of node {self.node} was lost: {why}"
+    # -- the agent ------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._reach()
+                await self._meet()
+                await _first_error(self._post(), self._poll())
+            except _AnotherAgentError:
+                continue
+            except _SupersededError:
+                return  # there is a later spawner, and this process is about to end
+            except RayError as error:
+                self._why = gone_because(error)
+                if isinstance(error, (ActorDiedError, ActorUnschedulableError)):
+                    self.agent, self._found = None, False
+                    if not self._joined:  # it has never had a proc
+                        break
+            await asyncio.sleep(_RETRY)
+        self._last = asyncio.ensure_future(self._give_up(f"the agent of node {self.node} did not start: {self._why}"))
+
+    async def _reach(self) -> None:
+        """The agent's actor: the one that is there, or a new one, which finds what it left."""
+        if self.agent is None and self._found:
+            with contextlib.suppress(ValueError):
+                self.agent = ray.get_actor(f"agent-{self.name}", NAMESPACE)
+        if self.agent is None:
+            loop = asyncio.get_running_loop()
+            if self._joined and not await loop.run_in_executor(None, is_alive, self.node):
+                await asyncio.Event().wait()  # it cannot come back: its lease runs out
+            await loop.run_in_executor(None, self._registry.add, self.name, self.node)
+            self.agent = start_agent(self._session, self.node, self._owner.runtime_env, self.name)
+        self._started.set()
+
+    async def _meet(self) -> None:
+        """Join the agent. What it does not know any more of what it had got has ended."""
+        unsure = {message.token for message in (*self._underway, *self._outbox) if isinstance(message, Launch)}
+        expected = self.launches - unsure
+        answer = await self.agent.join.remote(self._owner.generation, expected)
+        if not answer:
+            raise _SupersededError
+        inventory: Inventory = pickle.loads(answer)  # noqa: S301  # from our own agent
+        self._joined = True
+        self._join, self._received, self._gaps = inventory.agent, 0, {}
+        for end in inventory.ended:
+            self._heard(end)
+        for started in inventory.running:
+            self._heard(started)
+        known = {item.token for item in inventory.running}
+        for token in expected & self.launches - known:
+            self._heard(Exit(0, token, _failed(LOST)))
+        self._outbox, self._underway = self._underway + self._outbox, []
+        self._mail.set()
+        self.resolved.set()
+
+    async def _expire(self) -> None:
+        """Wait until nobody can doubt that the node's procs are dead."""
+        loop = asyncio.get_running_loop()
+        while True:
+            patience = self._granted + self._session.lease + BURIED - loop.time()
+            if patience <= 0 and self._joined:
+                break
+            await asyncio.sleep(max(patience, 0.1))
+        lease = self._session.lease
+        reason = f"node {self.node} was lost: out of contact for its lease of {lease:g} s ({self._why})"
+        self._last = asyncio.ensure_future(self._give_up(reason))
+
+    async def _give_up(self, reason: str) -> None:
+        await self._abandon(reason)
+        self._on_lost(self)
+
+    async def _abandon(self, reason: str) -> None:
+        self.lost = True
+        for task in self._tasks:
+            task.cancel()
+        if self.agent is not None:
+            ray.kill(self.agent)
+        self._started.set()
         for token in list(self.launches):
-            self._exited(Exit(0, token, ExitReport(None, None, False, reason, ())))
+            self._heard(Exit(0, token, _failed(reason)))
+        self._tell_arrivals()
+        self.resolved.set()
+        with contextlib.suppress(Exception):
+            await asyncio.get_running_loop().run_in_executor(None, self._registry.remove, self.name)
 
 
-def start_agent(session: SessionInfo, node: Node, runtime_env: dict[str, Any]) -> Any:
-    """Create the agent's actor on its node.
+class _AnotherAgentError(Exception):
+    """The agent was started again, or has been joined by somebody else since."""
+
+
+class _SupersededError(Exception):
+    """A later spawner of the session has joined the agent."""
+
+
+async def _first_error(*loops: Any) -> None:
+    """Run loops that never return until one raises; end the others, and raise that."""
+    tasks = [asyncio.ensure_future(loop) for loop in loops]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _failed(reason: str) -> ExitReport:
+    return ExitReport(None, None, False, reason, ())
+
+
+def start_agent(session: SessionInfo, node: Node, runtime_env: dict[str, Any], name: str) -> Any:
+    """Create the agent's actor on its node, or get the one that is there.
 
     Detached, since an owned one would die with a spawner that only restarts. At nice 0 (Ray's workers have 15), which
-    a worker can have from its start without a privilege.
+    a worker can have from its start without a privilege. Restarted and asked again for ever: whoever answers knows
+    whether he has been joined.
     """
     env_vars = {"RAY_worker_niceness": "0", **runtime_env.get("env_vars", {})}
-    name = f"{session.name}-{node.node_id[:16]}-{uuid.uuid4().hex[:8]}"
     return (
         ray.remote(Agent)
         .options(
             name=f"agent-{name}",
             namespace=NAMESPACE,
+            get_if_exists=True,
             lifetime="detached",
             num_cpus=0,
             max_concurrency=1000,
+            max_restarts=-1,
+            max_task_retries=-1,
             enable_task_events=False,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False),
             runtime_env={**runtime_env, "env_vars": env_vars},

@@ -119,6 +119,11 @@ def living_nodes() -> list[Node]:
     ]
 
 
+def is_alive(node: Node) -> bool:
+    """Whether Ray takes the node for alive. Blocks for a few milliseconds."""
+    return any(each.node_id == node.node_id for each in living_nodes())
+
+
 def labels_match(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
     """Ray's label selectors: `value`, `!value`, `in(a,b)`, `!in(a,b)`; all must hold.
 

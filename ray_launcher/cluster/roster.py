@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-import uuid
 from collections import OrderedDict
 from datetime import datetime, timezone
 
 from ray_launcher.cluster.link import Link
+from ray_launcher.cluster.wire import Started
 from ray_launcher.exits import ExitReport, ProcExitResult, decode_exit
 from ray_launcher.info import ProcInfo, ProcState
 
@@ -22,14 +22,24 @@ class Proc:
     """One launch of a proc, as the spawner sees it. Times are those of `time.time`."""
 
     proc_id: str
+    token: str
     end: asyncio.Future[ExitReport]
-    token: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
     link: Link | None = None  # None: its node is not chosen yet
     placed: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     asked_to_end: bool = False
     pid: int | None = None
     started: float | None = None
     exited: float | None = None
+
+    def place(self, link: Link) -> None:
+        """Its node is chosen."""
+        self.link = link
+        self.placed.set()
+
+    def runs(self, news: Started) -> None:
+        """Its process has been started; perhaps it is only on its way there (pid 0)."""
+        if news.pid:
+            self.pid, self.started = news.pid, news.when
 
     def finish(self, report: ExitReport) -> None:
         """The one end; a second does nothing."""
@@ -69,16 +79,21 @@ class Roster:
 
     def __init__(self) -> None:
         self.living: dict[str, Proc] = {}
-        self._by_token: dict[str, Proc] = {}
+        self._by_token: dict[str, Proc] = {}  # those that have an answer to give
         self._ended: OrderedDict[str, Proc] = OrderedDict()
 
-    def add(self, proc: Proc) -> None:
-        """A launch begins; its id must be free."""
-        self.living[proc.proc_id] = self._by_token[proc.token] = proc
+    def add(self, proc_id: str, token: str) -> Proc:
+        """A launch begins, or is found after a restart."""
+        proc = Proc(proc_id, token, asyncio.get_running_loop().create_future())
+        self._by_token[token] = proc
+        self.living.setdefault(proc_id, proc)
+        return proc
 
     def end(self, proc: Proc) -> None:
         """Its result is on its way to the launcher: the id is free again."""
-        del self.living[proc.proc_id], self._by_token[proc.token]
+        self._by_token.pop(proc.token, None)
+        if self.living.get(proc.proc_id) is proc:
+            del self.living[proc.proc_id]
         self._ended[proc.proc_id] = proc
         self._ended.move_to_end(proc.proc_id)
         if len(self._ended) > HISTORY:
@@ -89,7 +104,7 @@ class Roster:
         return self.living.get(proc_id) or self._ended.get(proc_id)
 
     def by_token(self, token: str) -> Proc | None:
-        """The living launch of that token."""
+        """The launch of that token that has not given its answer."""
         return self._by_token.get(token)
 
     def infos(self) -> list[ProcInfo]:

@@ -1,15 +1,26 @@
-"""The default spawner: one per session, knows every proc of it, and reaches their nodes through agents."""
+"""The default spawner: one per session, knows every proc of it, and reaches their nodes through agents.
+
+It may be killed at any time: Ray starts it again, the agents tell it what runs and what has ended, and the launchers
+send again what they have no outcome of (see `restored`).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import pickle
 from typing import Any
 
-from ray_launcher.cluster.link import Link
+import ray
+
+from ray_launcher.cluster.link import Link, Owner
 from ray_launcher.cluster.nodes import Node, Nodes, NoFittingNodeError, NoSuchNodeError
+from ray_launcher.cluster.registry import Registry
+from ray_launcher.cluster.restored import Restored
 from ray_launcher.cluster.roster import Proc, Roster
-from ray_launcher.cluster.wire import Exit, Launch, Request, SessionInfo, Signal, Started
+from ray_launcher.cluster.wire import Exit, Launch, Note, Request, SessionInfo, Signal, Started, token_of
+from ray_launcher.desk import LaunchKey, Message
 from ray_launcher.errors import UnknownProcError
 from ray_launcher.exits import ExitReport
 from ray_launcher.info import ProcInfo
@@ -25,27 +36,41 @@ class ClusterSpawner(ProcSpawner):
     """Runs procs on the nodes of the cluster it lives in."""
 
     def __init__(self, session: SessionInfo, runtime_env: dict[str, Any]) -> None:
-        self._session = session
-        self._runtime_env = runtime_env
+        self._owner = Owner(session, runtime_env)
         self._nodes = Nodes()
-        self._links: dict[str, Link] = {}
+        self._agents: dict[str, Link] = {}  # by the agent's name, until it is lost
+        self._links: dict[str, Link] = {}  # by node id: where launches go
         self._roster = Roster()
+        self._unsettled: dict[str, tuple[Link, int]] = {}  # by token: a report that is kept, and its number
         self._ending = False
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            registry = Registry(session.name)
+            self._owner = Owner(session, runtime_env, registry.next_generation())
+            for name, node in registry.agents().items():
+                self._link(node, name)
+        self._restored = Restored(list(self._agents.values()))
 
     async def launch(self, proc_id: str, opts: LaunchOptions) -> ExitReport:
+        """Not called: `launch_as` is."""
+        raise NotImplementedError
+
+    async def launch_as(self, key: LaunchKey, proc_id: str, opts: LaunchOptions, message: Message) -> ExitReport:
         """See `ProcSpawner.launch`."""
-        if self._ending:
-            return _failed("the session is ending")
-        if proc_id in self._roster.living:
-            return _failed(f"proc {proc_id!r} is already running: wait for its exit port, or choose another id")
-        proc = Proc(proc_id, asyncio.get_running_loop().create_future())
-        self._roster.add(proc)
+        token = token_of(key)
+        if message.again:
+            await self._restored.until(lambda: self._roster.by_token(token) is not None)
+        proc = self._roster.by_token(token)
+        if proc is None:
+            refusal = self._refusal(proc_id, message)
+            if refusal:
+                return _failed(refusal)
+            proc = self._roster.add(proc_id, token)
+            placing = self._launch(proc, opts, Launch(token, message.payload, pickle.dumps(Note(proc_id, key))))
+        else:
+            placing = None
         try:
-            node = await self._place(proc, opts)
-            if node is not None:
-                proc.link = self._link(node)
-                proc.placed.set()
-                proc.link.launch(Launch(proc.token, proc_id, opts))
+            if placing is not None:
+                await placing
             return await proc.end
         except asyncio.CancelledError:
             self._request(proc, None)
@@ -53,15 +78,53 @@ class ClusterSpawner(ProcSpawner):
         finally:
             self._roster.end(proc)
 
+    def _refusal(self, proc_id: str, message: Message) -> str:
+        if message.again and self._restored.lost:
+            nodes = ", ".join(map(str, self._restored.lost))
+            return f"node {nodes} was lost while the spawner was started again: the proc ran there, or nowhere"
+        if self._ending:
+            return "the session is ending"
+        if proc_id in self._roster.living:
+            return f"proc {proc_id!r} is already running: wait for its exit port, or choose another id"
+        return ""
+
+    async def _launch(self, proc: Proc, opts: LaunchOptions, message: Launch) -> None:
+        node = await self._place(proc, opts)
+        if node is not None:
+            proc.place(self._link(node))
+            assert proc.link is not None  # noqa: S101  # just placed
+            proc.link.launch(message)
+
     async def terminate(self, proc_id: str, timeout_secs: float) -> None:
         """See `ProcSpawner.terminate`."""
-        if proc_id in self._roster.living:
-            self._request(self._roster.living[proc_id], timeout_secs)
+        await self._end_proc(proc_id, timeout_secs)
 
     async def kill(self, proc_id: str) -> None:
         """See `ProcSpawner.kill`."""
+        await self._end_proc(proc_id, None)
+
+    async def _end_proc(self, proc_id: str, timeout: float | None) -> None:
+        await self._restored.until(lambda: proc_id in self._roster.living)
         if proc_id in self._roster.living:
-            self._request(self._roster.living[proc_id], None)
+            self._request(self._roster.living[proc_id], timeout)
+
+    def on_settled(self, launcher: str, numbers: list[int]) -> None:
+        """See `ProcSpawner.on_settled`: the reports of these need not be kept any longer."""
+        for number in numbers:
+            kept = self._unsettled.pop(token_of((launcher, number)), None)
+            if kept is not None:
+                kept[0].settle(kept[1])
+
+    def on_resync(self, launcher: str, numbers: set[int]) -> None:
+        """See `ProcSpawner.on_resync`: what has ended of others need not be kept."""
+        for key in self._restored.claim(launcher, numbers):
+            proc = self._roster.by_token(token_of(key))
+            if proc is not None:
+                self._request(proc, None)  # it was cancelled, if it still runs
+                self._roster.end(proc)
+            self.on_settled(launcher, [key[1]])
+
+    # -- for the launcher's other calls ---------------------------------------------------------------------------
 
     async def end_session(self, launcher: str, number: int, grace: float) -> None:
         """TERM every proc on every node, KILL `grace` seconds later; returns when they, and the agents, are gone."""
@@ -71,13 +134,9 @@ class ClusterSpawner(ProcSpawner):
         for proc in list(self._roster.living.values()):
             if proc.link is None:
                 self._request(proc, None)
-        await asyncio.gather(*(link.end(grace) for link in list(self._links.values())))
-
-    async def drained(self) -> None:
-        """Return when every launch has given its answer to Ray."""
-        while self._roster.living:
-            await asyncio.wait([proc.end for proc in self._roster.living.values()])
-            await asyncio.sleep(0)
+        await asyncio.gather(*(link.end(grace) for link in list(self._agents.values())))
+        with contextlib.suppress(Exception):
+            await asyncio.get_running_loop().run_in_executor(None, Registry(self._owner.session.name).clear)
 
     async def locate(self, launcher: str, number: int, proc_id: str, wait: bool) -> tuple[Any, str] | None:
         """(the agent of its node, its token), once that agent has heard of it. None: unknown.
@@ -85,6 +144,7 @@ class ClusterSpawner(ProcSpawner):
         The agent is None for a proc that never came to a node, or not yet. wait: for that, or its end.
         """
         await self.in_turn(launcher, number)
+        await self._restored.until(lambda: self._roster.find(proc_id) is not None)
         proc = self._roster.find(proc_id)
         if proc is None:
             return None
@@ -94,31 +154,46 @@ class ClusterSpawner(ProcSpawner):
             placing.cancel()
         if proc.link is not None and not proc.end.done():
             await proc.link.all_arrived()
-        return self._agent_of(proc.link), proc.token
+        return await self._agent_of(proc.link), proc.token
 
     async def infos(self, launcher: str, number: int) -> list[ProcInfo]:
         """What is known of every proc, those that ended lately included."""
         await self.in_turn(launcher, number)
+        await self._restored.until()
         return self._roster.infos()
 
     async def await_end(self, launcher: str, number: int, proc_id: str) -> ExitReport:
         """The report of a proc, whoever launched it; raises `UnknownProcError`."""
         await self.in_turn(launcher, number)
+        await self._restored.until(lambda: self._roster.find(proc_id) is not None)
         proc = self._roster.find(proc_id)
         if proc is None:
-            raise UnknownProcError(f"no proc {proc_id!r} in session {self._session.name}")
+            raise UnknownProcError(f"no proc {proc_id!r} in session {self._owner.session.name}")
         return await asyncio.shield(proc.end)
 
-    async def signal(self, launcher: str, number: int, proc_id: str, signum: int) -> None:
+    async def signal(self, key: LaunchKey, proc_id: str, signum: int) -> None:
         """Send a signal to every process of a proc; nothing for one that does not run."""
-        await self.in_turn(launcher, number)
+        await self._restored.until(lambda: proc_id in self._roster.living)
         proc = self._roster.living.get(proc_id)
         if proc is not None and proc.link is not None:
-            proc.link.request(Signal(proc.token, signum))
+            proc.link.request(Signal(proc.token, signum, key))
 
     async def agents(self) -> dict[str, dict[str, Any]]:
         """Facts about the agents, by node id: for diagnostics."""
-        return {node_id: await link.agent.info.remote() for node_id, link in self._links.items()}
+        return {node_id: await (await link.reachable()).info.remote() for node_id, link in self._links.items()}
+
+    async def facts(self) -> dict[str, Any]:
+        """Facts about the spawner itself: for diagnostics."""
+        return {"pid": os.getpid(), "generation": self._owner.generation}
+
+    # -- for agents -----------------------------------------------------------------------------------------------
+
+    async def serve_renew(self, agent: str) -> bool:
+        """The agent of this name is there; the answer is its lease. False: it has been taken for lost."""
+        link = self._agents.get(agent)
+        return link is not None and link.grant()
+
+    # -- nodes ----------------------------------------------------------------------------------------------------
 
     async def _place(self, proc: Proc, opts: LaunchOptions) -> Node | None:
         """The node, or None when the proc has ended before it started. Does not suspend in the usual case.
@@ -144,32 +219,51 @@ class ClusterSpawner(ProcSpawner):
         link = self._links.get(node_id)
         return 0 if link is None else len(link.launches)
 
-    def _link(self, node: Node) -> Link:
+    def _link(self, node: Node, name: str | None = None) -> Link:
         link = self._links.get(node.node_id)
-        if link is None:
-            link = Link(self._session, node, self._runtime_env, self._news, self._lost)
-            self._links[node.node_id] = link
+        if link is None or name is not None:
+            link = Link(self._owner, node, self._news, self._lost, name)
+            self._links[node.node_id] = self._agents[link.name] = link
         return link
 
-    def _agent_of(self, link: Link | None) -> Any:
+    async def _agent_of(self, link: Link | None) -> Any:
         """The agent that reaches its node now: another where that one was lost."""
         if link is None:
             return None
-        return link.agent if self._ending else self._link(link.node).agent
+        return await (link if self._ending else self._link(link.node)).reachable()
 
     def _lost(self, link: Link) -> None:
         self._nodes.lose(link.node.node_id)
+        self._agents.pop(link.name, None)
         if self._links.get(link.node.node_id) is link:
             del self._links[link.node.node_id]
 
-    def _news(self, news: Started | Exit) -> None:
-        proc = self._roster.by_token(news.token)
-        if proc is None:
+    # -- procs ----------------------------------------------------------------------------------------------------
+
+    def _news(self, link: Link, news: Started | Exit) -> None:
+        proc = self._roster.by_token(news.token) or self._find(link, news)
+        if isinstance(news, Started):
+            if proc is not None:
+                proc.runs(news)
             return
-        if isinstance(news, Exit):
-            proc.finish(news.report)
-        else:
-            proc.pid, proc.started = news.pid, news.when
+        if proc is None:
+            link.settle(news.sequence)  # nobody will ask for it
+            return
+        if news.sequence:
+            self._unsettled[news.token] = link, news.sequence
+        proc.finish(news.report)
+
+    def _find(self, link: Link, news: Started | Exit) -> Proc | None:
+        """The proc of an agent's news that this spawner, having been restarted, has not heard of; None: no longer."""
+        if not news.note:
+            return None
+        note: Note = pickle.loads(news.note)  # noqa: S301  # our own
+        if not self._restored.expects(note.key):
+            return None
+        proc = self._roster.add(note.proc_id, news.token)
+        proc.place(link)
+        self._restored.found()
+        return proc
 
     def _request(self, proc: Proc, timeout: float | None) -> None:
         proc.asked_to_end = True

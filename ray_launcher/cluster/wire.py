@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
+from typing import NamedTuple
 
+from ray_launcher.desk import LaunchKey
 from ray_launcher.exits import ExitReport
-from ray_launcher.options import LaunchOptions
 
 NAMESPACE = "ray_launcher"
 STREAMS = ("stdout", "stderr")
@@ -17,55 +19,82 @@ class SessionInfo:
     """What every part of a session knows. Times in seconds.
 
     name: unique on the cluster.  grace: from TERM to KILL when the session ends without `close`.
-    orphan_grace: how long a supervisor waits for a new agent.
+    lease: how long a node's procs live without contact to the spawner.
     """
 
     name: str
     grace: float = 5.0
-    orphan_grace: float = 10.0
+    lease: float = 30.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Launch:
-    """Start `opts` as launch `token` (unique for ever) of the proc `proc_id`."""
+class Launch(NamedTuple):
+    """Start launch `token`. payload: a pickled (proc_id, options).  note: see `Note`, pickled."""
 
     token: str
-    proc_id: str
-    opts: LaunchOptions
+    payload: bytes
+    note: bytes
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """Terminate launch `token` with `timeout` seconds, or kill it (None)."""
 
     token: str
     timeout: float | None
 
 
-@dataclasses.dataclass(frozen=True)
-class Signal:
-    """Send signal `signum` to the processes of launch `token`."""
+class Signal(NamedTuple):
+    """Send signal `signum` to the processes of launch `token`. key: of the message that asks for it."""
 
     token: str
     signum: int
+    key: LaunchKey
 
 
-@dataclasses.dataclass(frozen=True)
-class Started:
+class Note(NamedTuple):
+    """What a restarted spawner must know of a launch, kept by the supervisor."""
+
+    proc_id: str
+    key: LaunchKey
+
+
+class Started(NamedTuple):
     """Launch `token` runs as process `pid` since `when` (`time.time` of its node)."""
 
     token: str
     pid: int
     when: float
+    note: bytes = b""
 
 
-@dataclasses.dataclass(frozen=True)
-class Exit:
-    """Report number `sequence` of an agent: launch `token` has ended."""
+class Exit(NamedTuple):
+    """Launch `token` has ended. sequence: the agent's number for this report, until it is acknowledged."""
 
     sequence: int
     token: str
     report: ExitReport
+    note: bytes = b""
+
+
+class Inventory(NamedTuple):
+    """All that an agent knows: what runs, and the ends that nobody has acknowledged. agent: its incarnation."""
+
+    agent: str
+    running: list[Started]
+    ended: list[Exit]
+
+
+class News(NamedTuple):
+    """What has happened on a node: all news behind number `after`, up to number `upto`."""
+
+    after: int
+    upto: int
+    items: list[Started | Exit]
+
+
+def token_of(key: LaunchKey) -> str:
+    """The name of a launch below the spawner: short, fit for file names, and the same whenever it is asked for."""
+    launcher, number = key
+    return hashlib.blake2b(b"%s/%d" % (launcher.encode(), number), digest_size=16).hexdigest()
 
 
 def log_name(session: str, proc_id: str, token: str, stream: str) -> str:

@@ -28,8 +28,10 @@ class Proc:
         "given_up",
         "kill_at",
         "kill_until",
+        "note",
         "outputs",
         "pid",
+        "signals",
         "started",
         "stderr_begin",
         "tail_lines",
@@ -40,7 +42,7 @@ class Proc:
     )
 
     def __init__(self, spec: Spec, pid: int, stderr_begin: int = 0) -> None:
-        self.token = spec.token
+        self.token, self.note = spec.token, spec.note
         self.outputs = (spec.stdout, spec.stderr)
         self.stderr_begin = stderr_begin
         self.tail_lines = spec.tail_lines
@@ -52,6 +54,7 @@ class Proc:
         self.kill_at = float("inf")  # when TERM turns into KILL
         self.kill_until = float("inf")  # when repeating KILL is given up
         self.timer: Timer | None = None  # the only one: escalation, then repetition
+        self.signals: dict[bytes, int] = {}  # by who sent them: the last message that asked for one
         self.unseen_since = 0.0  # the first of the last looks in a row that were unclear and did not show it
 
 

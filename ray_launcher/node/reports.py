@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
 
 from ray_launcher.node.protocol import pack
 
@@ -35,7 +34,7 @@ class Reports:
 
     def __init__(self) -> None:
         self._sequence = 0
-        self._kept: deque[tuple[int, bytes, bytes]] = deque()  # sequence number, token, frame
+        self._kept: dict[int, tuple[bytes, bytes]] = {}  # by sequence number: token, frame
         self._tokens: set[bytes] = set()
         self._bytes = 0
 
@@ -44,21 +43,21 @@ class Reports:
 
     def frames(self) -> Iterable[bytes]:
         """All that are kept."""
-        return (frame for _, _, frame in self._kept)
+        return (frame for _, frame in self._kept.values())
 
-    def add(self, token: bytes, end: tuple[bytes, ...], tail: list[str]) -> bytes:
+    def add(self, token: bytes, note: bytes, end: tuple[bytes, ...], tail: list[str]) -> bytes:
         """Keep one more; returns its frame."""
         self._sequence += 1
         shown = [line.encode() for line in tail] if self._bytes < REPORT_BYTES else []
-        frame = pack(b"exit", b"%d" % self._sequence, token, *end, b"%.6f" % time.time(), *shown)
-        self._kept.append((self._sequence, token, frame))
+        frame = pack(b"exit", b"%d" % self._sequence, token, note, *end, b"%.6f" % time.time(), *shown)
+        self._kept[self._sequence] = token, frame
         self._tokens.add(token)
         self._bytes += len(frame)
         return frame
 
-    def acknowledge(self, sequence: int) -> None:
-        """Drop those up to number `sequence`."""
-        while self._kept and self._kept[0][0] <= sequence:
-            _, token, frame = self._kept.popleft()
+    def acknowledge(self, sequences: Iterable[int]) -> None:
+        """Drop these; a number that is not kept does nothing."""
+        for sequence in sequences:
+            token, frame = self._kept.pop(sequence, (b"", b""))
             self._tokens.discard(token)
             self._bytes -= len(frame)

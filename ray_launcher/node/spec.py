@@ -5,6 +5,8 @@ from __future__ import annotations
 from ray_launcher.node.protocol import ProtocolError
 
 _TOKEN_BYTES = 1024
+#: Fields before those that are counted.
+_FIXED = 7
 
 
 class Spec:
@@ -15,9 +17,22 @@ class Spec:
     environ: `NAME=VALUE` items that are added to the base environment; unset: names first taken out of it;
     inherit: False starts from nothing instead of the base.
     stdout, stderr: files to create and append to; b"" discards.  tail_lines: how much of stderr to report.
+    note: the agent's own, told to the agent that comes after it.
     """
 
-    __slots__ = ("argv", "cwd", "environ", "inherit", "program", "stderr", "stdout", "tail_lines", "token", "unset")
+    __slots__ = (
+        "argv",
+        "cwd",
+        "environ",
+        "inherit",
+        "note",
+        "program",
+        "stderr",
+        "stdout",
+        "tail_lines",
+        "token",
+        "unset",
+    )
 
     def __init__(
         self,
@@ -32,10 +47,11 @@ class Spec:
         stdout: bytes = b"",
         stderr: bytes = b"",
         tail_lines: int = 100,
+        note: bytes = b"",
     ) -> None:
         self.token, self.program, self.argv, self.cwd = token, program, argv, cwd
         self.environ, self.unset, self.inherit = environ or [], unset or [], inherit
-        self.stdout, self.stderr, self.tail_lines = stdout, stderr, tail_lines
+        self.stdout, self.stderr, self.tail_lines, self.note = stdout, stderr, tail_lines, note
 
     def fields(self) -> list[bytes]:
         """The fields of this launch's frame, behind the verb."""
@@ -46,35 +62,36 @@ class Spec:
             self.inherit,
             self.tail_lines,
         )
-        fixed = [self.token, self.program, self.cwd, self.stdout, self.stderr, counts]
+        fixed = [self.token, self.note, self.program, self.cwd, self.stdout, self.stderr, counts]
         return [*fixed, *self.argv, *self.environ, *self.unset]
 
     @classmethod
     def from_fields(cls, fields: list[bytes]) -> Spec:
         """Read what `fields` wrote. Raises `ProtocolError` for anything else."""
         try:
-            token, program, cwd, stdout, stderr, counts = fields[:6]
+            token, note, program, cwd, stdout, stderr, counts = fields[:_FIXED]
             n_argv, n_environ, n_unset, inherit, tail_lines = map(int, counts.split())
         except ValueError as error:
             raise ProtocolError("a launch that lacks fields") from error
         if not 0 < len(token) <= _TOKEN_BYTES:
             raise ProtocolError("a launch without a usable token")
-        if min(n_argv - 1, n_environ, n_unset, tail_lines) < 0 or len(fields) != 6 + n_argv + n_environ + n_unset:
+        if min(n_argv - 1, n_environ, n_unset, tail_lines) < 0 or len(fields) != _FIXED + n_argv + n_environ + n_unset:
             raise ProtocolError("a launch whose counts do not add up")
-        environ = fields[6 + n_argv : 6 + n_argv + n_environ]
+        environ = fields[_FIXED + n_argv : _FIXED + n_argv + n_environ]
         if not all(b"=" in item for item in environ):
             raise ProtocolError("an environment item without '='")
         return cls(
             token=token,
             program=program,
-            argv=fields[6 : 6 + n_argv],
+            argv=fields[_FIXED : _FIXED + n_argv],
             cwd=cwd,
             environ=environ,
-            unset=fields[6 + n_argv + n_environ :],
+            unset=fields[_FIXED + n_argv + n_environ :],
             inherit=bool(inherit),
             stdout=stdout,
             stderr=stderr,
             tail_lines=tail_lines,
+            note=note,
         )
 
     def environment(self, base: dict[bytes, bytes]) -> dict[bytes, bytes]:

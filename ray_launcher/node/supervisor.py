@@ -2,12 +2,15 @@
 
 Its node agent starts it (through `node.main`) and talks to it over a Unix socket; it starts, reaps, reads tails and
 kills. It outlives its agent: exit reports are kept until acknowledged, and a new agent that connects is told what
-runs. It ends its procs and itself when told to, when no agent has been there for the orphan grace, as soon as the
-raylet has gone, or at SIGTERM. It may import nothing heavy: every node pays for its size.
+runs. It ends its procs and itself when told to, when no agent has been there for the orphan grace, when the lease that
+its agent renews has run out, as soon as the raylet has gone, or at SIGTERM. It may import nothing heavy: every node
+pays for its size.
 
 Verbs, agent to supervisor: hello, base *NAME=VALUE, launch SPEC, terminate TOKEN SECONDS, kill TOKEN,
-signal TOKEN SIGNUM, ack SEQ, stop SECONDS. Supervisor to agent: hello PID *(TOKEN PID STARTED), started *(TOKEN PID
-STARTED), exit SEQ TOKEN KIND REASON VALUE CORE TIME *TAIL, note TEXT, bye.
+signal TOKEN SIGNUM [SENDER NUMBER] (of one sender, a number that is not higher than the last does nothing), ack *SEQ,
+lease UNTIL (`time.monotonic`), stop SECONDS. Supervisor to agent: exit SEQ TOKEN NOTE KIND REASON VALUE CORE TIME
+*TAIL, hello PID *(TOKEN PID STARTED NOTE) (unacknowledged exits come before it), started *(TOKEN PID STARTED),
+note TEXT, bye.
 """
 
 from __future__ import annotations
@@ -37,6 +40,8 @@ _ANNOUNCE = 0.02
 _COALESCE = 0.002
 #: The most seconds that procs get between TERM and KILL when the raylet has gone: the node is being torn down.
 _TEARDOWN_GRACE = 2.0
+#: The same when the lease has run out: soon somebody will be told that they are dead.
+_FENCE_GRACE = 1.0
 
 
 class Graces:
@@ -62,6 +67,7 @@ class Supervisor:
         self._reports = Reports()
         self._agent: Peer | None = None
         self._orphaned: Timer | None = None
+        self._lease: Timer | None = None
         self._flush_at = 0.0
         self._unannounced: list[Proc] = []
         self._asked_to_end = False  # by SIGTERM
@@ -128,7 +134,7 @@ class Supervisor:
             if not proc.given_up:  # else its port has been told already
                 stderr = proc.outputs[1]
                 tail = read_tail(stderr, proc.tail_lines, proc.stderr_begin) if stderr else []
-                self._report(proc.token, ended(status), tail)
+                self._report(proc.token, proc.note, ended(status), tail)
 
     # -- commands -------------------------------------------------------------------------------------------------
 
@@ -142,7 +148,9 @@ class Supervisor:
         elif verb == b"base":
             self._base = dict(_pair(item) for item in fields)
         elif verb == b"ack":
-            self._reports.acknowledge(int(_one(fields)))
+            self._reports.acknowledge([int(_one(fields[:1])), *map(int, fields[1:])])
+        elif verb == b"lease":
+            self._renew(_seconds(_one(fields)))
         elif verb == b"stop":
             self._stop(_seconds(_one(fields)))
         else:
@@ -157,16 +165,28 @@ class Supervisor:
             if proc is not None:
                 self._procs.terminate(proc, timeout)
         elif verb == b"signal":
-            signum = int(_one(values))
-            if not 0 < signum < signal.NSIG:
-                raise ProtocolError("no such signal")
-            if proc is not None:
-                self._procs.signal(proc, signum)
+            signum, sender, number = values if len(values) == 3 else (_one(values), b"", b"0")
+            self._signal(proc, int(signum), sender, int(number))
         elif verb == b"kill":
             if proc is not None:
                 self._procs.kill(proc)
         else:
             raise ProtocolError("an unknown verb")
+
+    def _signal(self, proc: Proc | None, signum: int, sender: bytes, number: int) -> None:
+        if not 0 < signum < signal.NSIG:
+            raise ProtocolError("no such signal")
+        if proc is None or (sender and number <= proc.signals.get(sender, -1)):
+            return  # sent again by an agent that does not know whether we have heard it
+        if sender:
+            proc.signals[sender] = number
+        self._procs.signal(proc, signum)
+
+    def _renew(self, until: float) -> None:
+        """The agent has word that nobody takes the node for lost before `until`."""
+        if self._lease is not None:
+            self._lease.cancel()
+        self._lease = self._timers.at(until, lambda: self._stop(min(self._graces.end_grace, _FENCE_GRACE)))
 
     def _hello(self, peer: Peer) -> None:
         """A new agent takes over from the one before: what runs, and every report that nobody acknowledged."""
@@ -177,22 +197,22 @@ class Supervisor:
         peer.is_agent = True
         if self._orphaned is not None:
             self._orphaned.cancel()
-        running = [field for proc in self._procs.running.values() for field in _facts(proc)]
-        self._tell(b"hello", b"%d" % os.getpid(), *running)
         for report in self._reports.frames():
             peer.outbox += report
+        running = [field for proc in self._procs.running.values() for field in (*_facts(proc), proc.note)]
+        self._tell(b"hello", b"%d" % os.getpid(), *running)
 
     def _launch(self, spec: Spec) -> None:
         if spec.token in self._procs or spec.token in self._reports:
             return  # sent again by an agent that has not seen our answer
         if self._stopping:
-            self._report(spec.token, failed("the node's supervisor is ending"), [])
+            self._report(spec.token, spec.note, failed("the node's supervisor is ending"), [])
             return
         env = spec.environment(self._base)
         try:
             proc = Proc(spec, *self._starter.start(spec, env))
         except SetupError as error:
-            self._report(spec.token, failed(*explain(error, spec, env)), [])
+            self._report(spec.token, spec.note, failed(*explain(error, spec, env)), [])
             self._done_with(spec.stdout, spec.stderr)
         else:
             self._procs.add(proc)
@@ -212,8 +232,8 @@ class Supervisor:
 
     # -- answers --------------------------------------------------------------------------------------------------
 
-    def _report(self, token: bytes, end: tuple[bytes, ...], tail: list[str]) -> None:
-        frame = self._reports.add(token, end, tail)
+    def _report(self, token: bytes, note: bytes, end: tuple[bytes, ...], tail: list[str]) -> None:
+        frame = self._reports.add(token, note, end, tail)
         if self._agent is not None:
             self._agent.outbox += frame
 
@@ -226,7 +246,7 @@ class Supervisor:
         if proc.exited:
             self._tell(b"note", f"left over from proc with leader {proc.pid}: {text}".encode())
         else:
-            self._report(proc.token, failed(text), [])
+            self._report(proc.token, proc.note, failed(text), [])
 
     def _gone(self, proc: Proc) -> None:
         self._done_with(*proc.outputs)

@@ -74,8 +74,8 @@ def test_a_new_agent_is_told_what_runs(rig: Rig) -> None:
     rig.exit(ended)
     rig.wire.close()
     rig.connect()
-    assert rig.listed[0::3] == tokens
-    assert list(map(int, rig.listed[1::3])) == pids
+    assert rig.listed[0::4] == tokens
+    assert list(map(int, rig.listed[1::4])) == pids
 
 
 def test_a_new_agent_takes_over_from_the_old_one(rig: Rig) -> None:

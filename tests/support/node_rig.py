@@ -42,7 +42,7 @@ class Exit(NamedTuple):
 
     @classmethod
     def parse(cls, fields: Sequence[bytes]) -> Exit:
-        sequence, token, kind, reason, value, core, _time, *tail = fields
+        sequence, token, _note, kind, reason, value, core, _time, *tail = fields
         number = int(value) if value else None
         lines = [line.decode() for line in tail]
         return cls(int(sequence), token, kind.decode(), os.fsdecode(reason), number, core == b"1", lines)

@@ -1,0 +1,196 @@
+"""The agent's hold on its supervisor: finds the one that runs or starts one, and sees to what a lost one leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from ray_launcher.cluster.wire import Exit, Started
+from ray_launcher.exits import ExitReport
+from ray_launcher.node import client
+from ray_launcher.node.client import Client, SupervisorError
+from ray_launcher.node.mopup import mop_up, remove_spare
+from ray_launcher.node.protocol import ProtocolError
+from ray_launcher.node.spec import Spec
+
+_logger = logging.getLogger(__name__)
+
+#: Seconds for what a lost supervisor leaves to be gone; longer than the guard goes on killing.
+MOP_UP = 12.0
+LOST = "the node's supervisor was lost, and the proc with it"
+
+
+class Keeper:
+    """One supervisor after the other, in `directory`.
+
+    start: starts one there; blocks.  on_connect(supervisor): before anything else is sent.  on_news: gets what it
+    tells.  cookie(token): a launch's, in the environment of its processes.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        logs: Path,
+        start: Callable[[], None],
+        on_connect: Callable[[Client], None],
+        on_news: Callable[[Started | Exit], None],
+        cookie: Callable[[str], str],
+    ) -> None:
+        self._directory, self._logs, self._start = directory, logs, start
+        self._on_connect, self._on_news, self._cookie = on_connect, on_news, cookie
+        self.running: dict[str, Started] = {}  # what it has been told to launch, or found to run, by token
+        self._client: Client | None = None
+        self._pid = 0
+        self._listed: asyncio.Future[None] | None = None  # it has said all it knows
+        self._lock = asyncio.Lock()
+        self._ending = False
+        self._gone = asyncio.Event()  # the supervisor, its guard, and all that was theirs
+        self._mopping: asyncio.Future[None] | None = None
+        self._failures = 0
+
+    async def find(self) -> None:
+        """Find what an earlier agent has left here: a supervisor that runs, or one that is dying."""
+        async with self._lock:
+            try:
+                await self._connect()
+            except (OSError, SupervisorError):
+                await self._in_thread(client.wait_until_free, self._directory, MOP_UP)
+
+    async def supervisor(self) -> Client:
+        """The one that runs, or a new one. Raises `SupervisorError` and OSError."""
+        async with self._lock:
+            await self._mopped_up()
+            if self._ending:
+                raise SupervisorError("the session is ending")
+            if self._client is None:
+                client.make_directory(self._directory)
+                await self._in_thread(self._start)
+                await self._connect()
+            assert self._client is not None  # noqa: S101  # see _connect
+            return self._client
+
+    def launch(self, supervisor: Client, started: Started, spec: Spec) -> None:
+        """Hand a launch on; its end will be told. Raises `ProtocolError` where it is too large."""
+        self.running[started.token] = started
+        try:
+            supervisor.send(b"launch", *spec.fields())
+        except ProtocolError:
+            del self.running[started.token]
+            raise
+
+    def send(self, *fields: bytes) -> None:
+        """To the supervisor, if there is one."""
+        if self._client is not None:
+            self._client.send(*fields)
+
+    async def drain(self) -> None:
+        """Return when the kernel has all that was sent: our own end can then not keep it from the supervisor."""
+        if self._client is not None:
+            await self._client.drain()
+
+    async def bury(self, tokens: Collection[str]) -> None:
+        """End what is left of launches that no supervisor knows: theirs, and its guard, and an agent, were killed."""
+        async with self._lock:
+            await self._mopped_up()
+            await self._in_thread(mop_up, {self._cookie(token).encode() for token in tokens}, MOP_UP)
+
+    async def end(self, grace: float) -> None:
+        """TERM every proc, KILL what is left `grace` seconds later, and return when nothing is.
+
+        Of several calls the earliest KILL holds.
+        """
+        self._ending = True
+        async with self._lock:  # one that is half started could not be told
+            supervisor = self._client
+        if supervisor is not None:
+            supervisor.send(b"stop", b"%r" % float(grace))
+            await self._gone.wait()
+
+    def failed(self, token: str, note: bytes, reason: str, code: int | None = None) -> None:
+        """A launch has come to nothing."""
+        self._failures += 1
+        self._ended(Exit(-self._failures, token, ExitReport(code, None, False, reason, ()), note))
+
+    # -- one supervisor -------------------------------------------------------------------------------------------
+
+    async def _connect(self) -> None:
+        self._gone.clear()
+        self._listed = asyncio.get_running_loop().create_future()
+        found = await Client.connect(self._directory, self._on_frame, self._on_lost)
+        self._client = found
+        self._on_connect(found)
+        await self._listed
+
+    def _on_frame(self, verb: bytes, fields: list[bytes]) -> None:
+        if verb == b"exit":
+            self._ended(_exit(fields))
+        elif verb == b"started":
+            for token, pid, when in zip(fields[::3], fields[1::3], fields[2::3], strict=True):
+                self._started(token, pid, when, b"")
+        elif verb == b"hello":
+            self._hello(*fields)
+        elif verb == b"note":
+            _logger.warning("%s", fields[0].decode(errors="replace"))
+
+    def _hello(self, pid: bytes, *running: bytes) -> None:
+        self._pid = int(pid)
+        for each in zip(running[::4], running[1::4], running[2::4], running[3::4], strict=True):
+            self._started(*each)
+        if self._listed is not None and not self._listed.done():
+            self._listed.set_result(None)
+
+    def _started(self, token: bytes, pid: bytes, when: bytes, note: bytes) -> None:
+        name = token.decode()
+        started = Started(name, int(pid), float(when), note or self._note(name))
+        self.running[name] = started
+        self._on_news(started)
+
+    def _note(self, token: str) -> bytes:
+        known = self.running.get(token)
+        return b"" if known is None else known.note
+
+    def _ended(self, exit_: Exit) -> None:
+        self.running.pop(exit_.token, None)
+        self._on_news(exit_)
+
+    def _on_lost(self) -> None:
+        if self._listed is not None and not self._listed.done():
+            self._listed.set_exception(SupervisorError("the supervisor was lost as it was found"))
+        self._mopping = asyncio.ensure_future(self._mop_up())
+
+    async def _mopped_up(self) -> None:
+        if self._mopping is not None:
+            await self._mopping
+            self._client = self._mopping = None
+
+    async def _mop_up(self) -> None:
+        """The supervisor is gone. Its guard kills what it left; if that was killed too, it is up to us."""
+        await self._in_thread(client.wait_until_free, self._directory, MOP_UP)
+        if self.running:
+            cookies = {self._cookie(token).encode() for token in self.running}
+            await self._in_thread(mop_up, cookies, MOP_UP)
+        words = client.last_words(self._directory)
+        for token, started in list(self.running.items()):
+            self.failed(token, started.note, LOST + (f": {words}" if words else ""))
+        client.remove_directory(self._directory)
+        if self._pid:
+            remove_spare(self._logs, self._pid)
+        self._gone.set()
+
+    async def _in_thread(self, call: Callable[..., object], *args: object) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, call, *args)
+
+
+def _exit(fields: list[bytes]) -> Exit:
+    sequence, token, note, kind, reason, value, core, _when, *tail = fields
+    number = int(value) if value else None
+    lines = [line.decode() for line in tail]
+    if kind == b"failed":
+        report = ExitReport(number, None, False, reason.decode(errors="replace"), lines)
+    elif kind == b"signaled":
+        report = ExitReport(None, number, core == b"1", None, lines)
+    else:
+        report = ExitReport(number, None, False, None, lines)
+    return Exit(int(sequence), token.decode(), report, note)

@@ -1,0 +1,59 @@
+"""What a spawner that was started again does not know yet: which procs its agents have, and who still asks for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from ray_launcher.cluster.link import Link
+from ray_launcher.cluster.nodes import Node
+from ray_launcher.desk import LaunchKey
+
+
+class Restored:
+    """`links` to the agents of earlier spawners; the first spawner of a session has none, and nothing to wait for."""
+
+    def __init__(self, links: list[Link]) -> None:
+        self.lost: list[Node] = []  # nodes of earlier spawners, lost before they could tell what ran there
+        self._first = not links
+        self._waiting = len(links)
+        self._claims: dict[str, set[int]] = {}  # by launcher: all launches of which it has no outcome
+        self._found: set[LaunchKey] = set()
+        self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._tasks = [asyncio.ensure_future(self._await(link)) for link in links]
+
+    async def until(self, known: Callable[[], bool] = lambda: False) -> None:
+        """Return when `known()`, or when every agent has told what it knows, or is lost. Usually that is at once."""
+        while self._waiting and not known():
+            await asyncio.shield(self._changed)
+
+    def expects(self, key: LaunchKey) -> bool:
+        """Whether news of a launch that the spawner has not heard of is worth keeping; if so, it is noted."""
+        launcher, number = key
+        if self._first or number not in self._claims.get(launcher, {number}):
+            return False
+        self._found.add(key)
+        return True
+
+    def found(self) -> None:
+        """A proc has been found."""
+        self._change()
+
+    def claim(self, launcher: str, numbers: set[int]) -> list[LaunchKey]:
+        """These are all the launches that `launcher` has no outcome of; returns those found that it does not claim."""
+        self._claims[launcher] = numbers
+        unclaimed = [key for key in self._found if key[0] == launcher and key[1] not in numbers]
+        self._found.difference_update(unclaimed)
+        return unclaimed
+
+    async def _await(self, link: Link) -> None:
+        await link.resolved.wait()
+        if link.lost:
+            self.lost.append(link.node)
+        self._waiting -= 1
+        self._change()
+
+    def _change(self) -> None:
+        changed, self._changed = self._changed, asyncio.get_running_loop().create_future()
+        if not changed.done():
+            changed.set_result(None)

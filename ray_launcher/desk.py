@@ -1,0 +1,300 @@
+"""The spawner's side of its launchers' mail: what each has sent, how that ended, and which of the ends it knows.
+
+A launcher numbers its messages and has one post under way at a time, so they are taken on in order; one that comes
+twice is taken on once. Every end is kept until the launcher says that it has it. A spawner that was restarted knows
+no launchers: it answers with its new incarnation, and the launcher sends again what is still open (see `mail`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+import traceback
+import uuid
+from collections import deque
+from collections.abc import Awaitable, Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+import cloudpickle
+import ray
+from ray.exceptions import TaskCancelledError
+
+from ray_launcher.errors import DecodeError, describe_exception
+from ray_launcher.exits import ExitReport, decode_exit
+
+if TYPE_CHECKING:
+    from ray_launcher.options import LaunchOptions
+    from ray_launcher.spawner import ProcSpawner
+
+_logger = logging.getLogger(__name__)
+
+#: A launch's own name: the launcher's id, and the number of its message.
+LaunchKey = tuple[str, int]
+
+#: What an outcome starts with: a pickled report follows, or a pickled exception.
+REPORTED, RAISED = b"r", b"e"
+
+#: Bytes of outcomes in one answer; Ray hands on up to 100 KB without a detour through its object store.
+_ANSWER = 90_000
+
+
+class Message(NamedTuple):
+    """One message of a launcher.
+
+    kind: "launch", a pickled (proc_id, opts); "request", a pickled (proc_id, the numbers of the launches it is about or
+    None for whichever runs, timeout in seconds or None to kill); "cancel", the pickled number of a launch; "call", a
+    pickled (method, arguments); "outcome", that of launch `number`, for a spawner that has forgotten it.
+    again: it may have been taken on before.
+    """
+
+    number: int
+    kind: str
+    payload: bytes
+    again: bool = False
+
+
+class Post(NamedTuple):
+    """Some messages. upto: no later post has a message of this number or a lower one.
+
+    settled: launches whose outcomes the launcher has.  open: all that it has none of, after a restart; None otherwise.
+    """
+
+    upto: int
+    messages: list[Message]
+    settled: list[int]
+    open: list[int] | None = None
+
+
+class SpawnerRaisedError(Exception):
+    """Stands in for an exception of a spawner that cannot be pickled; carries its text."""
+
+
+class JunkReportError(DecodeError):
+    """Stands in for a spawner's return value that cannot be pickled."""
+
+
+class Desk:
+    """What `ProcSpawner` keeps for one spawner; apart from it, so that subclasses may skip its `__init__`."""
+
+    def __init__(self, spawner: ProcSpawner) -> None:
+        self.incarnation = uuid.uuid4().hex
+        self._spawner = spawner
+        self._running: dict[str, LaunchKey] = {}  # by proc_id: the launch that it runs for
+        self._accounts: dict[str, _Account] = {}
+
+    def account(self, launcher: str) -> _Account:
+        """What there is of one launcher."""
+        account = self._accounts.get(launcher)
+        if account is None:
+            account = self._accounts[launcher] = _Account()
+        return account
+
+    def take(self, launcher: str, post: Post) -> None:
+        """Take on what is new in it, in order: each begins before the next does, and before this loop goes on."""
+        account = self.account(launcher)
+        for message in post.messages:
+            if message.number > account.handled or message.kind == "outcome":
+                account.keep(message.number, asyncio.ensure_future(self._carry_out(launcher, message)))
+        account.handle(post.upto)
+        self.settle(launcher, post.settled)
+        if post.open is not None:
+            self._spawner.on_resync(launcher, set(post.open))
+
+    def settle(self, launcher: str, numbers: Iterable[int]) -> None:
+        """The launcher has the outcomes of these launches."""
+        numbers = list(numbers)
+        if numbers:
+            self.account(launcher).forget(numbers)
+            self._spawner.on_settled(launcher, numbers)
+
+    async def _carry_out(self, launcher: str, message: Message) -> None:
+        account = self.account(launcher)
+        if message.kind == "outcome":
+            account.resolve(message.number, message.payload)
+        elif message.kind == "launch":
+            account.arrived(message.number, await self._launch((launcher, message.number), message))
+        else:
+            await self._unheard(self._request(launcher, message), message.kind)
+
+    async def _launch(self, key: LaunchKey, message: Message) -> bytes:
+        try:
+            proc_id, opts = pickle.loads(message.payload)  # noqa: S301  # from a launcher of the same Ray cluster
+            return REPORTED + _pickled(await self._report(key, proc_id, opts, message))
+        except asyncio.CancelledError as error:
+            return RAISED + pickle.dumps(error)
+        except BaseException as error:  # noqa: BLE001  # SystemExit would leave the caller waiting for ever
+            if _is_actor_exit(error):
+                await _leave()
+            pickled: bytes = cloudpickle.dumps(_portable_exception(error))
+            return RAISED + pickled
+
+    async def _report(self, key: LaunchKey, proc_id: str, opts: LaunchOptions, message: Message) -> object:
+        first = self._running.setdefault(proc_id, key) == key
+        try:
+            return await self._spawner.launch_as(key, proc_id, opts, message)
+        finally:
+            if first:
+                del self._running[proc_id]
+
+    async def _request(self, launcher: str, message: Message) -> None:
+        content = pickle.loads(message.payload)  # noqa: S301  # as above
+        if message.kind == "cancel":
+            self.account(launcher).cancel(content)
+            return
+        if message.kind == "call":
+            method, args = content
+            await getattr(self._spawner, method)((launcher, message.number), *args)
+            return
+        proc_id, about, timeout = content
+        if about is not None and self._running.get(proc_id) not in {(launcher, number) for number in about}:
+            return
+        await (self._spawner.kill(proc_id) if timeout is None else self._spawner.terminate(proc_id, timeout))
+
+    async def _unheard(self, request: Awaitable[None], kind: str) -> None:
+        """Nobody waits for the answer, and a SystemExit would end the actor with all its procs."""
+        try:
+            await request
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            if _is_actor_exit(error):
+                await _leave()
+            _logger.exception("a %s raised", kind)
+
+
+class _Account:
+    """One launcher's messages and outcomes."""
+
+    def __init__(self) -> None:
+        self.handled = -1  # the number of the last message that was taken on
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._expected: dict[int, asyncio.Future[bytes]] = {}  # outcomes that somebody waits for, or that are kept
+        self._sequence = 0
+        self._outcomes: deque[tuple[int, int, bytes]] = deque()  # sequence number, launch, outcome: not yet received
+        self._news = asyncio.Event()
+        self._hushed = False
+        self._turns: list[tuple[int, asyncio.Future[None]]] = []
+
+    def keep(self, number: int, task: asyncio.Task[None]) -> None:
+        """A message is being carried out."""
+        self._tasks[number] = task
+        task.add_done_callback(lambda _: self._tasks.pop(number, None))
+
+    def handle(self, upto: int) -> None:
+        """Everything up to this number has been taken on."""
+        self.handled = max(self.handled, upto)
+        for _, turn in [turn for turn in self._turns if turn[0] <= self.handled]:
+            if not turn.done():
+                turn.set_result(None)
+        self._turns = [turn for turn in self._turns if turn[0] > self.handled]
+
+    async def turn_of(self, number: int) -> None:
+        """Return when every message up to this number has begun."""
+        if number > self.handled:
+            turn = asyncio.get_running_loop().create_future()
+            self._turns.append((number, turn))
+            await turn
+
+    def arrived(self, number: int, outcome: bytes) -> None:
+        """A launch has ended."""
+        self._sequence += 1
+        self._outcomes.append((self._sequence, number, outcome))
+        self._news.set()
+        self.resolve(number, outcome)
+
+    def resolve(self, number: int, outcome: bytes) -> None:
+        """For those who wait for this launch."""
+        expected = self._expectation(number)
+        if not expected.done():
+            expected.set_result(outcome)
+
+    async def outcome(self, number: int) -> bytes:
+        """The outcome of a launch, which may come later."""
+        return await asyncio.shield(self._expectation(number))
+
+    async def news(self, received: int) -> list[tuple[int, int, bytes]]:
+        """Outcomes behind sequence number `received`, as soon as there are any."""
+        while True:
+            while self._outcomes and self._outcomes[0][0] <= received:
+                self._outcomes.popleft()
+            if self._outcomes or self._hushed:
+                break
+            self._news.clear()
+            await self._news.wait()
+        news: list[tuple[int, int, bytes]] = []
+        size = 0
+        for outcome in self._outcomes:
+            size += 50 + len(outcome[2])
+            if news and size > _ANSWER:
+                break
+            news.append(outcome)
+        return news
+
+    def hush(self) -> None:
+        """Nobody is interested in news any more."""
+        self._hushed = True
+        self._news.set()
+
+    def forget(self, numbers: Iterable[int]) -> None:
+        """The launcher has these outcomes."""
+        for number in numbers:
+            self._expected.pop(number, None)
+
+    def cancel(self, number: int) -> None:
+        """Nobody wants this launch any more. One that has ended stays as it is."""
+        task = self._tasks.get(number)
+        if task is not None:
+            task.cancel()
+
+    def _expectation(self, number: int) -> asyncio.Future[bytes]:
+        expected = self._expected.get(number)
+        if expected is None:
+            expected = self._expected[number] = asyncio.get_running_loop().create_future()
+        return expected
+
+
+def _pickled(report: object) -> bytes:
+    """A report, fit to travel. Raises `JunkReportError`."""
+    if type(report) is ExitReport:
+        try:
+            decode_exit(report)
+        except DecodeError:
+            pass  # the launcher decodes it again, and says so
+        else:
+            return pickle.dumps(report, pickle.HIGHEST_PROTOCOL)
+    try:
+        pickled: bytes = cloudpickle.dumps(report)
+    except Exception as error:  # noqa: BLE001  # pickling runs foreign code
+        text = f"the spawner returned a {type(report).__qualname__} that cannot be pickled: {describe_exception(error)}"
+        raise JunkReportError(text) from None
+    return pickled
+
+
+def _portable_exception(error: BaseException) -> Exception:
+    """The exception itself if it survives the journey, as not every one does; else a stand-in with its text."""
+    if isinstance(error, Exception) and not isinstance(error, TaskCancelledError) and _travels(error):
+        return error  # a TaskCancelledError is that of a task of the spawner's, and would be taken for the launch's own
+    text = describe_exception(error)
+    return SpawnerRaisedError(text if text or isinstance(error, Exception) else repr(error))
+
+
+def _travels(error: Exception) -> bool:
+    """Whether Ray can put it in words, which must be UTF-8 (it would lose the actor otherwise), and pickle it."""
+    try:
+        str.encode(str(error))
+        str.encode("".join(traceback.format_exception(type(error), error, error.__traceback__)))
+        pickle.loads(cloudpickle.dumps(error))  # noqa: S301  # just made
+    except BaseException:  # noqa: BLE001  # all of it runs foreign code
+        return False
+    return True
+
+
+def _is_actor_exit(error: BaseException) -> bool:
+    return type(error).__name__ == "AsyncioActorExit" and type(error).__module__.startswith("ray.")
+
+
+async def _leave() -> None:
+    """End the actor now: by itself, Ray would first wait for all pending calls, which may never end."""
+    ray.kill(ray.get_runtime_context().current_actor)
+    await asyncio.Event().wait()

@@ -1,0 +1,292 @@
+"""The launcher's side of its mail to a spawner: messages out in order, outcomes in, whatever becomes of the spawner.
+
+One post is under way at a time, which keeps the order that Ray's async actors do not; what is sent meanwhile makes up
+the next, so a thousand launches cost a few calls. One poll waits for outcomes. Both say which incarnation of the
+spawner they are meant for; where that has been replaced, everything that is still open is sent again.
+
+All calls are made in one thread of the package's own: a Ctrl-C in the midst of one would leave it unknown whether it
+was made. Answers are taken in Ray's own thread, which must not be blocked.
+"""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+from ray import ObjectRef
+from ray.exceptions import ActorUnavailableError, RayTaskError, TaskCancelledError
+
+from ray_launcher.desk import Message, Post
+from ray_launcher.errors import ProcLauncherError
+from ray_launcher.port import (
+    ExitPort,
+    Source,
+    connection,
+    failed,
+    gone_because,
+    result_of_error,
+    result_of_future,
+    result_of_outcome,
+    run_soon,
+    settle,
+)
+
+#: Bytes of one post, unless its first message is longer: Ray hands on up to 100 KB without a detour through its store.
+_POST = 90_000
+#: Seconds for the answer to the last poll.
+_LET_GO = 1.0
+
+
+class Mail:
+    """Everything between one launcher, `name`, and its spawner."""
+
+    def __init__(self, spawner: Any, name: str) -> None:
+        self._spawner, self._name = spawner, name
+        self._connection = connection()
+        self._lock = threading.Lock()
+        self._count = 0  # messages so far
+        self._outbox: list[Message] = []
+        self._underway: list[Message] = []
+        self._post = 0  # the number of the post under way; an answer to an earlier one comes too late
+        self._posting = False
+        self._incarnation: str | None = None
+        self._resync: list[int] | None = None  # the open launches, to be told with the next post
+        self._open: dict[int, tuple[bytes, Source]] = {}  # launches without an outcome: payload, port
+        self._received = 0
+        self._settled: list[int] = []  # the spawner need not keep these outcomes any longer
+        self._refs: dict[int, Source] = {}  # launches for which the spawner owes an answer to `serve_attach`
+        self.gone: str | None = None  # why the spawner is gone for good
+        self._end: BaseException | None = None
+        self._closed: threading.Event | None = None
+        run_soon(self._poll)
+
+    @property
+    def connected(self) -> bool:
+        """Checked before everything that is sent: without a connection, Ray would start a cluster of its own."""
+        return bool(self._connection) and connection() == self._connection
+
+    @property
+    def count(self) -> int:
+        """How many messages there have been, for `ProcSpawner.in_turn`: their numbers begin with 0."""
+        return self._count
+
+    def launch(self, payloads: list[bytes]) -> list[tuple[int, ExitPort]]:
+        """Send launches; returns the number and the port of each."""
+        ports = []
+        with self._lock:
+            for payload in payloads:
+                number = self._count
+                source = Source(partial(self._attach, number))
+                self._open[number] = payload, source
+                self._append("launch", payload)
+                ports.append((number, ExitPort(None, source)))
+            end = self._end
+        if end is not None:
+            for number, _ in ports:
+                self._close(number, end)
+        self._wake()
+        return ports
+
+    def send(self, kind: str, content: object) -> None:
+        """Send a message of another kind; it is not heard of again."""
+        with self._lock:
+            self._append(kind, pickle.dumps(content))
+        self._wake()
+
+    def close(self) -> None:
+        """Let go of the spawner, which may be killed next; call it when nothing is open."""
+        if self.connected and self.gone is None:
+            self._closed = threading.Event()
+            self._spawner.serve_hush.remote(self._name)
+            self._closed.wait(_LET_GO)
+
+    def _append(self, kind: str, payload: bytes) -> None:
+        self._outbox.append(Message(self._count, kind, payload))
+        self._count += 1
+
+    # -- out ------------------------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        with self._lock:
+            if self._posting or self._incarnation is None or self._end is not None:
+                return
+            self._posting = True
+        run_soon(self._post_some)
+
+    def _post_some(self) -> None:
+        with self._lock:
+            nothing = not self._outbox and self._resync is None
+            if nothing or self._incarnation is None or not self.connected:
+                self._posting = False
+                return
+            self._underway, self._outbox = _as_much_as_fits(self._outbox)
+            upto = self._underway[-1].number if self._outbox else self._count - 1
+            post = Post(upto, self._underway, self._take_settled(), self._resync)
+            self._resync = None
+            self._post += 1
+            number, incarnation = self._post, self._incarnation
+        self._deliver(number, incarnation, pickle.dumps(post))
+
+    def _deliver(self, number: int, incarnation: str, post: bytes) -> None:
+        if self.connected:
+            ref = self._spawner.serve_post.remote(self._name, incarnation, post)
+            ref.future().add_done_callback(partial(self._posted, number, incarnation, post))
+
+    def _posted(self, number: int, incarnation: str, post: bytes, answer: Future[str]) -> None:
+        error = answer.exception()
+        with self._lock:
+            if number != self._post:
+                return  # its messages have been sent again
+        if isinstance(error, ActorUnavailableError):  # nobody knows whether it arrived: the numbers will tell
+            run_soon(partial(self._deliver, number, incarnation, post))
+        elif error is not None:
+            self._lost(error)
+        elif answer.result() != incarnation:
+            self._meet(answer.result())
+        else:
+            self._underway = []
+            self._post_more()
+
+    def _post_more(self) -> None:
+        with self._lock:
+            self._posting = bool(self._outbox)
+        if self._posting:
+            run_soon(self._post_some)
+
+    def _meet(self, incarnation: str) -> None:
+        """Another incarnation of the spawner: the first, or one that knows nothing of us."""
+        with self._lock:
+            if incarnation == self._incarnation:
+                return
+            if self._incarnation is not None:
+                self._collect_again()
+            self._incarnation, self._received = incarnation, 0
+            self._post += 1
+            self._posting = True
+        run_soon(self._post_some)
+
+    def _collect_again(self) -> None:
+        unsent = {message.number: message for message in self._outbox}
+        launches = [
+            unsent.get(number, Message(number, "launch", payload, again=True))
+            for number, (payload, _) in self._open.items()
+        ]
+        owed = [
+            Message(number, "outcome", source.raw) for number, source in self._refs.items() if source.raw is not None
+        ]
+        others = [message for message in (*self._underway, *self._outbox) if message.kind not in ("launch", "outcome")]
+        self._outbox = sorted([*launches, *owed, *others])
+        self._resync, self._underway = list(self._open), []
+
+    # -- in -------------------------------------------------------------------------------------------------------
+
+    def _poll(self) -> None:
+        if not self.connected:
+            return
+        with self._lock:
+            incarnation, received, settled = self._incarnation, self._received, self._take_settled()
+        ref = self._spawner.serve_poll.remote(self._name, incarnation, received, settled)
+        ref.future().add_done_callback(partial(self._polled, incarnation, settled))
+
+    def _polled(
+        self, asked: str | None, settled: list[int], answer: Future[tuple[str, list[tuple[int, int, bytes]]]]
+    ) -> None:
+        error = answer.exception()
+        if isinstance(error, ActorUnavailableError):
+            with self._lock:
+                self._settled += settled
+        elif error is not None:
+            self._lost(error)
+            if self._closed is not None:
+                self._closed.set()
+            return
+        else:
+            incarnation, news = answer.result()
+            if incarnation != asked:
+                self._meet(incarnation)
+            for sequence, number, outcome in news:
+                self._arrived(asked, sequence, number, outcome)
+        if self._closed is not None:
+            self._closed.set()
+        else:
+            run_soon(self._poll)
+
+    def _arrived(self, incarnation: str | None, sequence: int, number: int, outcome: bytes) -> None:
+        with self._lock:
+            if incarnation == self._incarnation:
+                self._received = sequence
+            _, source = self._open.pop(number, (b"", None))
+            if source is not None:
+                source.raw = outcome
+            if number not in self._refs:
+                self._settled.append(number)
+        if source is not None:
+            settle(source.result, result_of_outcome(outcome))
+
+    def _take_settled(self) -> list[int]:
+        settled, self._settled = self._settled, []
+        return settled
+
+    def _lost(self, error: BaseException) -> None:
+        """The spawner is gone for good."""
+        with self._lock:
+            self._end = error
+            self.gone = gone_because(error)
+            numbers = list(self._open)
+            self._outbox = []
+        for number in numbers:
+            self._close(number, error)
+
+    def _close(self, number: int, error: BaseException) -> None:
+        with self._lock:
+            _, source = self._open.pop(number, (b"", None))
+        if source is not None:
+            settle(source.result, result_of_error(error))
+
+    # -- refs -----------------------------------------------------------------------------------------------------
+
+    def _attach(self, number: int, source: Source) -> ObjectRef[Any]:
+        """A task of the spawner's own with the outcome of this launch: for those who need a ref."""
+        if not self.connected:
+            raise ProcLauncherError("the port has no ref any more: Ray was shut down in this process")
+        with self._lock:
+            raw = source.raw
+            self._refs[number] = source
+        ref: ObjectRef[Any] = self._spawner.serve_attach.remote(self._name, number, raw)
+        ref.future().add_done_callback(partial(self._attached, number, source))
+        return ref
+
+    def _attached(self, number: int, source: Source, answer: Future[object]) -> None:
+        error = answer.exception()
+        with self._lock:
+            self._refs.pop(number, None)
+            if source.raw is not None:
+                self._settled.append(number)
+        if isinstance(error, TaskCancelledError):
+            self._cancel(number, source)
+        elif error is None or isinstance(error, RayTaskError):
+            settle(source.result, result_of_future(answer))  # it may be the only one to hear of it
+
+    def _cancel(self, number: int, source: Source) -> None:
+        """Somebody has cancelled the task behind a port's ref, and means the launch."""
+        with self._lock:
+            unsent = [message for message in self._outbox if message.number == number and not message.again]
+            if unsent:
+                self._outbox.remove(unsent[0])
+                self._open.pop(number)
+        if unsent:
+            settle(source.result, failed("exit port closed (the launch was cancelled)"))
+        else:
+            self.send("cancel", number)
+
+
+def _as_much_as_fits(messages: list[Message]) -> tuple[list[Message], list[Message]]:
+    size = 0
+    for index, message in enumerate(messages):
+        size += len(message.payload) + 30
+        if index and size > _POST:
+            return messages[:index], messages[index:]
+    return messages, []
