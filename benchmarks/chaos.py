@@ -10,8 +10,8 @@ any count is not 0. The same seed gives the same lives and the same blows, as fa
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
-import inspect
 import json
 import signal
 import sys
@@ -44,7 +44,7 @@ def main() -> int:
     for signum in (signal.SIGTERM, signal.SIGALRM):
         signal.signal(signum, _give_up)
     signal.alarm(int(options.minutes * 60) + OVERTIME)
-    with world() as cluster:
+    with contextlib.redirect_stdout(sys.stderr), world() as cluster:  # where Ray tells of nodes that have died
         result = _chaos(cluster, options)
     text = json.dumps(result, indent=1, default=str)
     print(text)
@@ -59,8 +59,7 @@ def _chaos(cluster: World, options: argparse.Namespace) -> dict[str, Any]:
     fds = len(chaos_rest.fds_of_this_process())
     stamps = cluster.root / "stamps"
     stamps.mkdir()
-    lease = {"lease": options.lease} if "lease" in inspect.signature(RayProcLauncher).parameters else {}
-    launcher = RayProcLauncher(grace=GRACE, **lease)
+    launcher = RayProcLauncher(grace=GRACE, lease=options.lease)
     run = Run(launcher, cluster, stamps, options.seed)
     killer = Killer(options.seed, options.victims, cluster, run)
     begin = time.monotonic()
@@ -110,7 +109,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--victims", type=_layers, default=list(LAYERS), help=f"some of {','.join(LAYERS)} (all)")
     parser.add_argument("--rate", type=float, default=12.0, help="launches a second (default %(default)s)")
     parser.add_argument("--alive", type=int, default=120, help="procs at once, at the most (default %(default)s)")
-    parser.add_argument("--lease", type=float, default=5.0, help="of the session, in seconds (default %(default)s)")
+    parser.add_argument("--lease", type=float, default=15.0, help="of the session, in seconds (default %(default)s)")
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     return parser.parse_args()
 

@@ -233,5 +233,5 @@ _CAUSES: tuple[tuple[str, Callable[[Case], bool]], ...] = (
     (r"ended on request before", Case.ended_unstarted),
     (r"supervisor was lost", Case.lost_below),
     (r"no supervisor on the node|supervisor is ending", Case.never_served),
-    (r"\bnode [0-9a-f]+ \(.*\) was lost|no living node has the id", Case.lost_node),
+    (r"\bnode [0-9a-f]+ \(.*\) (was lost|did not start)|no living node has the id", Case.lost_node),
 )

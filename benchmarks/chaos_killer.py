@@ -15,6 +15,10 @@ from chaos_world import World
 WEIGHTS = {"proc": 4, "supervisor": 2, "guard": 1, "agent": 3, "spawner": 3}
 #: Seconds between two blows, and between two to raylets, at random between the two figures.
 PAUSE, RAYLET_PAUSE = (0.3, 2.2), (15.0, 25.0)
+#: What carries the leases: without a rest from blows to it they run out, and nodes are lost that nobody has struck.
+CONTACT = ("agent", "spawner")
+#: Seconds for which those may be struck again before they have come back, and of the rest after that.
+STORM, REST = 4.0, 5.0
 
 
 class Killer:
@@ -27,6 +31,7 @@ class Killer:
         self._rng, self._pick = stream(seed, "blows"), stream(seed, "victims")
         self._layers = [layer for layer in WEIGHTS if layer in layers]
         self._raylets = "raylet" in layers
+        self._storm_since = self._last_contact = float("-inf")
 
     def work(self, until: float) -> None:
         """Strike, pause, and so on until that moment."""
@@ -37,8 +42,17 @@ class Killer:
                 next_raylet = time.monotonic() + self._rng.uniform(*RAYLET_PAUSE)
             if self._layers:
                 layer = self._rng.choices(self._layers, [WEIGHTS[layer] for layer in self._layers])[0]
-                getattr(self, f"_strike_{layer}")()
+                if layer not in CONTACT or self._may_storm(now):
+                    getattr(self, f"_strike_{layer}")()
             time.sleep(max(0.0, min(self._rng.uniform(*PAUSE), until - time.monotonic())))
+
+    def _may_storm(self, now: float) -> bool:
+        if now > self._last_contact + REST:
+            self._storm_since = now
+        elif now > self._storm_since + STORM:
+            return False
+        self._last_contact = now
+        return True
 
     def _strike_proc(self) -> None:
         running = self._run.running()
