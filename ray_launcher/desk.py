@@ -32,7 +32,8 @@ _logger = logging.getLogger(__name__)
 #: A launch's own name: the launcher's id, and the number of its message.
 LaunchKey = tuple[str, int]
 
-#: What an outcome starts with: a pickled report follows, or a pickled exception.
+#: What an outcome starts with. A pickled report follows, or a pickled (reason in words, pickled exception): a launcher
+#: may not have what it takes to unpickle the exception.
 REPORTED, RAISED = b"r", b"e"
 
 #: Bytes of outcomes in one answer; Ray hands on up to 100 KB without a detour through its object store.
@@ -94,9 +95,9 @@ class Desk:
         """Take on what is new in it, in order: each begins before the next does, and before this loop goes on."""
         account = self.account(launcher)
         for message in post.messages:
-            if message.number > account.handled or message.kind == "outcome":
+            if message.number > account.taken or message.kind == "outcome":
                 account.keep(message.number, asyncio.ensure_future(self._carry_out(launcher, message)))
-        account.handle(post.upto)
+        account.took(post.upto)
         self.settle(launcher, post.settled)
         if post.open is not None:
             self._spawner.on_resync(launcher, set(post.open))
@@ -121,13 +122,12 @@ class Desk:
         try:
             proc_id, opts = pickle.loads(message.payload)  # noqa: S301  # from a launcher of the same Ray cluster
             return REPORTED + _pickled(await self._report(key, proc_id, opts, message))
-        except asyncio.CancelledError as error:
-            return RAISED + pickle.dumps(error)
         except BaseException as error:  # noqa: BLE001  # SystemExit would leave the caller waiting for ever
             if _is_actor_exit(error):
                 await _leave()
-            pickled: bytes = cloudpickle.dumps(_portable_exception(error))
-            return RAISED + pickled
+            cancelled = isinstance(error, asyncio.CancelledError)
+            raised = error if cancelled else _portable_exception(error)
+            return RAISED + pickle.dumps((reason_of(raised), cloudpickle.dumps(raised)))
 
     async def _report(self, key: LaunchKey, proc_id: str, opts: LaunchOptions, message: Message) -> object:
         first = self._running.setdefault(proc_id, key) == key
@@ -167,7 +167,7 @@ class _Account:
     """One launcher's messages and outcomes."""
 
     def __init__(self) -> None:
-        self.handled = -1  # the number of the last message that was taken on
+        self.taken = self._begun = -1  # the number of the last message that was taken on, and that has begun
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._expected: dict[int, asyncio.Future[bytes]] = {}  # outcomes that somebody waits for, or that are kept
         self._sequence = 0
@@ -181,17 +181,21 @@ class _Account:
         self._tasks[number] = task
         task.add_done_callback(lambda _: self._tasks.pop(number, None))
 
-    def handle(self, upto: int) -> None:
-        """Everything up to this number has been taken on."""
-        self.handled = max(self.handled, upto)
-        for _, turn in [turn for turn in self._turns if turn[0] <= self.handled]:
+    def took(self, upto: int) -> None:
+        """Everything up to this number has been taken on, and begins before this loop comes to what is called next."""
+        self.taken = max(self.taken, upto)
+        asyncio.get_running_loop().call_soon(self._have_begun, self.taken)
+
+    def _have_begun(self, upto: int) -> None:
+        self._begun = upto
+        for _, turn in [turn for turn in self._turns if turn[0] <= upto]:
             if not turn.done():
                 turn.set_result(None)
-        self._turns = [turn for turn in self._turns if turn[0] > self.handled]
+        self._turns = [turn for turn in self._turns if turn[0] > upto]
 
     async def turn_of(self, number: int) -> None:
         """Return when every message up to this number has begun."""
-        if number > self.handled:
+        if number > self._begun:
             turn = asyncio.get_running_loop().create_future()
             self._turns.append((number, turn))
             await turn
@@ -252,6 +256,23 @@ class _Account:
         if expected is None:
             expected = self._expected[number] = asyncio.get_running_loop().create_future()
         return expected
+
+
+def reason_of(raised: BaseException) -> str:
+    """Why a launch has failed whose coroutine raised this (contract 5)."""
+    if isinstance(raised, TaskCancelledError | asyncio.CancelledError):
+        return "exit port closed (the launch was cancelled)"
+    if isinstance(raised, JunkReportError):
+        return f"failed to decode exit result: {describe_exception(raised)}"
+    return f"spawner raised: {describe_exception(raised)}"
+
+
+def report_of(outcome: bytes) -> object:
+    """The raw report in an outcome; raises what it says was raised."""
+    value = pickle.loads(outcome[1:])  # noqa: S301  # made by this module
+    if outcome[:1] == REPORTED:
+        return value
+    raise pickle.loads(value[1])  # noqa: S301  # the same
 
 
 def _pickled(report: object) -> bytes:

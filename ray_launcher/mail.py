@@ -10,6 +10,7 @@ was made. Answers are taken in Ray's own thread, which must not be blocked.
 
 from __future__ import annotations
 
+import logging
 import pickle
 import threading
 from concurrent.futures import Future
@@ -20,7 +21,8 @@ from ray import ObjectRef
 from ray.exceptions import ActorUnavailableError, RayTaskError, TaskCancelledError
 
 from ray_launcher.desk import Message, Post
-from ray_launcher.errors import ProcLauncherError
+from ray_launcher.errors import ProcLauncherError, describe_exception
+from ray_launcher.exits import ProcExitResult
 from ray_launcher.port import (
     ExitPort,
     Source,
@@ -33,6 +35,8 @@ from ray_launcher.port import (
     run_soon,
     settle,
 )
+
+_logger = logging.getLogger(__name__)
 
 #: Bytes of one post, unless its first message is longer: Ray hands on up to 100 KB without a detour through its store.
 _POST = 90_000
@@ -50,8 +54,9 @@ class Mail:
         self._count = 0  # messages so far
         self._outbox: list[Message] = []
         self._underway: list[Message] = []
-        self._post = 0  # the number of the post under way; an answer to an earlier one comes too late
-        self._posting = False
+        self._posts = 0
+        self._inflight = 0  # the number of the post under way, or 0; an answer to another one comes too late
+        self._queued = False  # `_post_some` is about to be called
         self._incarnation: str | None = None
         self._resync: list[int] | None = None  # the open launches, to be told with the next post
         self._open: dict[int, tuple[bytes, Source]] = {}  # launches without an outcome: payload, port
@@ -75,25 +80,27 @@ class Mail:
 
     def launch(self, payloads: list[bytes]) -> list[tuple[int, ExitPort]]:
         """Send launches; returns the number and the port of each."""
-        ports = []
         with self._lock:
-            for payload in payloads:
-                number = self._count
-                source = Source(partial(self._attach, number))
-                self._open[number] = payload, source
-                self._append("launch", payload)
-                ports.append((number, ExitPort(None, source)))
+            numbers = range(self._count, self._count + len(payloads))
+            sources = [Source(partial(self._attach, number)) for number in numbers]
+            ports = [(number, ExitPort(None, source)) for number, source in zip(numbers, sources, strict=True)]
+            messages = [Message(number, "launch", payload) for number, payload in zip(numbers, payloads, strict=True)]
+            self._open.update(zip(numbers, zip(payloads, sources, strict=True), strict=True))
+            self._outbox += messages
+            self._count += len(payloads)
             end = self._end
         if end is not None:
             for number, _ in ports:
-                self._close(number, end)
+                self._close(number, result_of_error(end))
         self._wake()
         return ports
 
     def send(self, kind: str, content: object) -> None:
         """Send a message of another kind; it is not heard of again."""
+        payload = pickle.dumps(content)
         with self._lock:
-            self._append(kind, pickle.dumps(content))
+            self._outbox.append(Message(self._count, kind, payload))
+            self._count += 1
         self._wake()
 
     def close(self) -> None:
@@ -103,43 +110,52 @@ class Mail:
             self._spawner.serve_hush.remote(self._name)
             self._closed.wait(_LET_GO)
 
-    def _append(self, kind: str, payload: bytes) -> None:
-        self._outbox.append(Message(self._count, kind, payload))
-        self._count += 1
-
     # -- out ------------------------------------------------------------------------------------------------------
 
     def _wake(self) -> None:
         with self._lock:
-            if self._posting or self._incarnation is None or self._end is not None:
+            if self._queued or self._inflight:
                 return
-            self._posting = True
+            self._queued = True
         run_soon(self._post_some)
 
     def _post_some(self) -> None:
         with self._lock:
+            self._queued = False
             nothing = not self._outbox and self._resync is None
-            if nothing or self._incarnation is None or not self.connected:
-                self._posting = False
+            if self._inflight or nothing or self._incarnation is None or not self.connected:
                 return
             self._underway, self._outbox = _as_much_as_fits(self._outbox)
             upto = self._underway[-1].number if self._outbox else self._count - 1
             post = Post(upto, self._underway, self._take_settled(), self._resync)
             self._resync = None
-            self._post += 1
-            number, incarnation = self._post, self._incarnation
-        self._deliver(number, incarnation, pickle.dumps(post))
+            self._posts += 1
+            self._inflight, incarnation = self._posts, self._incarnation
+        self._deliver(self._inflight, incarnation, pickle.dumps(post))
 
     def _deliver(self, number: int, incarnation: str, post: bytes) -> None:
-        if self.connected:
+        if not self.connected:
+            return
+        try:
             ref = self._spawner.serve_post.remote(self._name, incarnation, post)
+        except Exception as error:  # noqa: BLE001  # Ray's store is full, say
+            self._refused(error)
+        else:
             ref.future().add_done_callback(partial(self._posted, number, incarnation, post))
+
+    def _refused(self, error: Exception) -> None:
+        """Ray does not take these messages on: they come to nothing, and the next go on."""
+        for message in self._underway:
+            if message.kind == "launch":
+                self._close(message.number, failed(f"cannot send the request: {describe_exception(error)}"))
+            else:
+                _logger.error("cannot send a %s: %s", message.kind, describe_exception(error))
+        self._next_post()
 
     def _posted(self, number: int, incarnation: str, post: bytes, answer: Future[str]) -> None:
         error = answer.exception()
-        with self._lock:
-            if number != self._post:
-                return  # its messages have been sent again
+        if number != self._inflight:
+            return  # its messages have been sent again
         if isinstance(error, ActorUnavailableError):  # nobody knows whether it arrived: the numbers will tell
             run_soon(partial(self._deliver, number, incarnation, post))
         elif error is not None:
@@ -147,14 +163,14 @@ class Mail:
         elif answer.result() != incarnation:
             self._meet(answer.result())
         else:
-            self._underway = []
-            self._post_more()
+            self._next_post()
 
-    def _post_more(self) -> None:
+    def _next_post(self) -> None:
         with self._lock:
-            self._posting = bool(self._outbox)
-        if self._posting:
-            run_soon(self._post_some)
+            self._underway, self._inflight = [], 0
+            more = bool(self._outbox)
+        if more:
+            self._wake()
 
     def _meet(self, incarnation: str) -> None:
         """Another incarnation of the spawner: the first, or one that knows nothing of us."""
@@ -164,9 +180,8 @@ class Mail:
             if self._incarnation is not None:
                 self._collect_again()
             self._incarnation, self._received = incarnation, 0
-            self._post += 1
-            self._posting = True
-        run_soon(self._post_some)
+            self._inflight = 0
+        self._wake()
 
     def _collect_again(self) -> None:
         unsent = {message.number: message for message in self._outbox}
@@ -238,13 +253,13 @@ class Mail:
             numbers = list(self._open)
             self._outbox = []
         for number in numbers:
-            self._close(number, error)
+            self._close(number, result_of_error(error))
 
-    def _close(self, number: int, error: BaseException) -> None:
+    def _close(self, number: int, result: ProcExitResult) -> None:
         with self._lock:
             _, source = self._open.pop(number, (b"", None))
         if source is not None:
-            settle(source.result, result_of_error(error))
+            settle(source.result, result)
 
     # -- refs -----------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError, UnserializableException
 
-from ray_launcher.desk import REPORTED, JunkReportError
+from ray_launcher.desk import REPORTED, reason_of
 from ray_launcher.errors import DecodeError, describe_exception
 from ray_launcher.exits import Failed, ProcExitResult, decode_exit
 
@@ -143,37 +143,25 @@ def result_of_report(report: object) -> ProcExitResult:
 
 def result_of_outcome(outcome: bytes) -> ProcExitResult:
     """What came by the launcher's mail: see `desk.REPORTED`."""
-    kind, pickled = outcome[:1], outcome[1:]
     try:
-        value = pickle.loads(pickled)  # noqa: S301  # from our own spawner
+        value = pickle.loads(outcome[1:])  # noqa: S301  # from our own spawner
     except Exception as error:  # noqa: BLE001  # of a class that this process does not have, say
         text = describe_exception(error)
-        if kind == REPORTED:
-            return failed(f"failed to decode exit result: the report cannot be unpickled here: {text}")
-        return failed(f"spawner raised: an exception that cannot be unpickled here: {text}")
-    return result_of_report(value) if kind == REPORTED else result_of_raised(value)
+        return failed(f"failed to decode exit result: the report cannot be unpickled here: {text}")
+    return result_of_report(value) if outcome[:1] == REPORTED else failed(value[0])
 
 
 def result_of_error(error: BaseException) -> ProcExitResult:
     """Translate a failed spawner task."""
     if isinstance(error, RayTaskError):
-        return result_of_raised(error.cause)
+        return failed(reason_of(error.cause))
     if isinstance(error, UnserializableException):
         return failed(f"spawner raised: {gone_because(error)}")
     if not isinstance(error, RayError) or isinstance(error, TaskCancelledError):
-        return result_of_raised(error)
+        return failed(reason_of(error))
     if not isinstance(error, RayActorError) and (type(error) is RayError or "deserializ" in str(error)):
         return failed(f"failed to decode exit result: {gone_because(error)}")
     return failed(f"exit port closed ({gone_because(error)})")
-
-
-def result_of_raised(cause: BaseException) -> ProcExitResult:
-    """Translate what the spawner's own code raised."""
-    if isinstance(cause, TaskCancelledError | asyncio.CancelledError):
-        return failed("exit port closed (the launch was cancelled)")
-    if isinstance(cause, JunkReportError):
-        return failed(f"failed to decode exit result: {describe_exception(cause)}")
-    return failed(f"spawner raised: {describe_exception(cause)}")
 
 
 def gone_because(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.actor import ActorHandle
 
-from ray_launcher.desk import REPORTED, Desk, LaunchKey, Message
+from ray_launcher.desk import Desk, LaunchKey, Message, report_of
 from ray_launcher.exits import ExitReport
 
 if TYPE_CHECKING:
@@ -90,10 +90,7 @@ class ProcSpawner(ABC):
         """The raw report of a launch, or its exception; `outcome` where the launcher has it already."""
         if outcome is None:
             outcome = await _desk(self).account(launcher).outcome(number)
-        value = pickle.loads(outcome[1:])  # noqa: S301  # made by this package
-        if outcome[:1] == REPORTED:
-            return value
-        raise value
+        return report_of(outcome)
 
     async def serve_watch(self) -> None:
         """Never returns: the call fails when the spawner is gone for good, which is how callers learn of it."""

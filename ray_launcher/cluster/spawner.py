@@ -27,10 +27,6 @@ from ray_launcher.info import ProcInfo
 from ray_launcher.options import LaunchOptions
 from ray_launcher.spawner import ProcSpawner
 
-#: Seconds that the end of a session waits for messages sent before it. One that never comes, because its sender was
-#: interrupted, must not keep it from ending.
-LATE = 2.0
-
 
 class ClusterSpawner(ProcSpawner):
     """Runs procs on the nodes of the cluster it lives in."""
@@ -128,8 +124,7 @@ class ClusterSpawner(ProcSpawner):
 
     async def end_session(self, launcher: str, number: int, grace: float) -> None:
         """TERM every proc on every node, KILL `grace` seconds later; returns when they, and the agents, are gone."""
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self.in_turn(launcher, number), LATE)
+        await self.in_turn(launcher, number)
         self._ending = True
         for proc in list(self._roster.living.values()):
             if proc.link is None:

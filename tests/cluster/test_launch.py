@@ -237,14 +237,6 @@ def test_what_was_launched_just_before_the_close_gets_an_answer_of_the_spawner(
     assert not procs_of(launcher.session)
 
 
-def test_a_message_that_was_lost_does_not_keep_a_session_from_ending(launcher: RayProcLauncher) -> None:
-    launcher._sent += 1
-    lost = launcher.launch("behind it", shell("exit"))
-    launcher.close(0)
-    assert not ended(lost.exit_port).ok
-    assert not actors_of(launcher.session) or until(lambda: not actors_of(launcher.session), "actors are gone")
-
-
 RECONNECT = """
 import sys
 import ray

@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import pytest
@@ -26,12 +25,11 @@ from ray_rig import (
     supervisors_of,
 )
 
-import ray_launcher.session
 from ray_launcher import Failed, KillError, LaunchResult, Placement, ProcLauncherError, RayProcLauncher, TerminateError
-from ray_launcher.cluster.wire import SessionInfo
 
 #: Seconds, shorter than they are in earnest.
-GRACE = ORPHAN_GRACE = 1.0
+GRACE = 1.0
+LEASE = 5.0
 
 #: A leader with a child, and one that has escaped into a session of its own; all ignore TERM.
 TREE = """
@@ -50,9 +48,8 @@ TREE_SIZE = 3
 
 
 @pytest.fixture
-def launcher(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayProcLauncher]:
-    monkeypatch.setattr(ray_launcher.session, "SessionInfo", partial(SessionInfo, orphan_grace=ORPHAN_GRACE))
-    with RayProcLauncher(grace=GRACE) as launcher:
+def launcher(nodes: Nodes) -> Iterator[RayProcLauncher]:
+    with RayProcLauncher(grace=GRACE, lease=LEASE) as launcher:
         yield launcher
         launcher.close(0)
 
@@ -139,24 +136,6 @@ def test_a_node_whose_supervisor_cannot_start_again_fails_launches_until_it_can(
     assert ended(launcher.launch("second", shell("exit", at_a)).exit_port).ok
 
 
-def test_a_lost_agent_fails_its_procs_naming_the_node(launcher: RayProcLauncher, nodes: Nodes) -> None:
-    procs = trees(launcher, nodes, "one", "two")
-    node_id = nodes.ids()["a"]
-    os.kill(agent_on(launcher.session, node_id)["pid"], signal.SIGKILL)
-    killed = time.monotonic()
-    for proc in procs:
-        kind = ended(proc.exit_port).kind
-        assert isinstance(kind, Failed)
-        assert kind.reason.startswith(f"the agent of node {node_id} (")
-    again = launcher.launch("one", shell("echo up; exec sleep 9999", nodes.on("a")))
-    assert list(launcher.logs("two", follow=True)) == ["up", "up"]  # the new agent reads what the old one's wrote
-    until(lambda: len(procs_of(launcher.session)) <= 1, "the old procs are gone")
-    assert time.monotonic() - killed < ORPHAN_GRACE + GRACE + 5 * slowness()
-    assert not again.exit_port.done()
-    launcher.terminate("one", 5)
-    assert ended(again.exit_port).returncode == -signal.SIGTERM
-
-
 def test_a_lost_spawner_closes_the_ports_and_everything_goes(launcher: RayProcLauncher, nodes: Nodes) -> None:
     [done] = trees(launcher, nodes, "done")
     launcher.kill("done")
@@ -180,7 +159,7 @@ def test_after_the_loss_of_the_spawner_each_verb_says_so(launcher: RayProcLaunch
     kind = ended(launcher.launch("late", shell("exit")).exit_port).kind
     assert isinstance(kind, Failed)
     assert kind.reason.startswith("exit port closed (")
-    until(lambda: launcher._gone, "the launcher knows")
+    until(lambda: launcher._mail.gone, "the launcher knows")
     with pytest.raises(TerminateError, match="the spawner: it is gone"):
         launcher.terminate("never launched", 1)
     with pytest.raises(KillError, match="the spawner: it is gone"):

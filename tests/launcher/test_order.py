@@ -102,9 +102,12 @@ def test_2000_launches_are_served_at_once(spawner: Any, until: Callable[[Callabl
     assert {port.wait(DEADLINE).kind for port in ports} == {KILLED}
 
 
-def test_two_launchers_of_one_spawner_do_not_wait_for_each_other(spawner: Any) -> None:
+def test_two_launchers_of_one_spawner_do_not_wait_for_each_other(
+    spawner: Any, until: Callable[[Callable[[], object], str], None]
+) -> None:
     one, other = ActorProcLauncher(spawner), ActorProcLauncher(spawner)
     ports = [launcher.launch(f"{number}", OPTS).exit_port for number, launcher in enumerate([one, other, other, one])]
+    until(lambda: len(calls(spawner)) == 4, "all have begun: no order holds between launchers")
     other.kill("0")  # a launch of another launcher's, by its name
     assert ports[0].wait(DEADLINE).kind == KILLED
     for number in (1, 2, 3):

@@ -117,8 +117,8 @@ def test_a_kill_on_its_way_to_a_finished_launch_does_not_hit_the_next_one(
     assert first.wait(DEADLINE).ok
     again = fake.launch(proc_id, OPTS).exit_port
     sent()
-    with fake._message(KillError) as number:  # as `kill` sends it, had it been called before the first one's end
-        ray.get(shared_fake.serve_request.remote(fake._id, number, proc_id, tuple(stale), None))
+    fake._mail.send("request", (proc_id, tuple(stale), None))  # as `kill` does, called before the first one's end
+    sent()
     assert not again.done()
     fake.kill(proc_id)
     assert again.wait(DEADLINE).kind == Signaled(signal.SIGKILL)
@@ -156,7 +156,7 @@ def test_once_the_spawner_is_gone_requests_are_silent_for_ended_ids_and_raise_fo
         port.wait(DEADLINE)
         launcher.kill(proc_id)  # at once: the port has resolved, whatever else is known
         launcher.terminate(proc_id, 1)
-    until(lambda: launcher._gone, "the launcher knows")
+    until(lambda: launcher._mail.gone, "the launcher knows")
     for proc_id in ports:
         launcher.kill(proc_id)
         launcher.terminate(proc_id, 1)
@@ -170,7 +170,7 @@ def test_a_launch_on_a_spawner_that_is_gone_is_an_exit_and_no_error(start: Calla
     spawner = start(FakeSpawner)
     launcher = ActorProcLauncher(spawner)
     ray.kill(spawner)
-    until(lambda: launcher._gone, "the launcher knows")
+    until(lambda: launcher._mail.gone, "the launcher knows")
     results = [launcher.launch("a", OPTS), launcher.launch_many({"b": OPTS})["b"]]
     assert all("exit port closed" in str(result.exit_port.wait(DEADLINE)) for result in results)
 
@@ -181,7 +181,7 @@ def test_a_spawner_that_died_is_known_to_be_gone_to_later_launchers_too(
     spawner = start(FakeSpawner)
     ray.kill(spawner)
     launcher = ActorProcLauncher(spawner)
-    until(lambda: launcher._gone, "the launcher knows")
+    until(lambda: launcher._mail.gone, "the launcher knows")
     with pytest.raises(KillError):
         launcher.kill("a")
 
@@ -189,30 +189,28 @@ def test_a_spawner_that_died_is_known_to_be_gone_to_later_launchers_too(
 # -- messages that cannot be sent -----------------------------------------------------------------------------------
 
 
-def test_a_message_that_ray_refuses_raises_and_leaves_the_order_whole(
-    fake: ActorProcLauncher, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Refusing:
-        def __getattr__(self, name: str) -> Any:
-            return self
+def test_launches_that_ray_refuses_are_exits_and_the_next_go_on(fake: ActorProcLauncher) -> None:
+    spawner = fake._mail._spawner
 
-        def __call__(self, *args: object, **options: object) -> Any:
-            return self
+    class Refusing:
+        serve_post = property(lambda self: self)
 
         def remote(self, *args: object) -> None:
             raise OverflowError("too many pending calls")
 
-    spawner = fake._spawner
-    fake._spawner = Refusing()
-    for ask in (lambda: fake.launch("a", OPTS), lambda: fake.launch_many({"a": OPTS, "b": OPTS})):
-        with pytest.raises(LaunchError, match="too many pending calls"):
-            ask()
-    with pytest.raises(KillError, match="too many pending calls"):
-        fake.kill("a")
-    with pytest.raises(TerminateError, match="too many pending calls"):
-        fake.terminate("a", 1)
-    assert fake.active_procs == frozenset()
-    fake._spawner = spawner
+        def __getattr__(self, name: str) -> Any:
+            return getattr(spawner, name)
+
+    proc_id = an_id()
+    first = fake.launch(proc_id, OPTS).exit_port
+    fake.kill(proc_id)
+    first.wait(DEADLINE)
+    fake._mail._spawner = Refusing()
+    ports = [fake.launch("a", OPTS), *fake.launch_many({"b": OPTS, "c": OPTS}).values()]
+    fake.kill("a")
+    for launched in ports:
+        assert "too many pending calls" in str(launched.exit_port.wait(DEADLINE))
+    fake._mail._spawner = spawner
     proc_id = an_id()
     port = fake.launch(proc_id, OPTS).exit_port
     fake.kill(proc_id)
@@ -226,7 +224,7 @@ def test_a_launch_that_is_interrupted_leaves_the_order_whole(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("ray_launcher.launcher.ExitPort", interrupt)
+        patched.setattr("ray_launcher.mail.ExitPort", interrupt)
         with pytest.raises(KeyboardInterrupt):
             fake.launch(an_id(), OPTS)
     assert fake.active_procs == frozenset()
@@ -423,8 +421,8 @@ def test_refs_and_ports_of_a_batch_whose_spawner_dies_half_way_all_resolve(start
 
 def test_the_spawner_forgets_a_batch_that_has_been_received(start: Callable[..., Any], until: Until) -> None:
     class Counting(FakeSpawner):
-        async def kept(self) -> int:
-            return len(self._ray_launcher_desk.batches)  # type: ignore[attr-defined]
+        async def kept(self, launcher: str) -> int:
+            return len(self._ray_launcher_desk.account(launcher)._expected)  # type: ignore[attr-defined]
 
     spawner = start(Counting, default=ExitReport(exit_code=0))
     launcher = ActorProcLauncher(spawner)
@@ -433,4 +431,4 @@ def test_the_spawner_forgets_a_batch_that_has_been_received(start: Callable[...,
         refs = [each.exit_port.ref for each in launched.values()]
         assert all(each.exit_port.wait(DEADLINE).ok for each in launched.values())
         assert len(ray.get(refs)) == 10
-    until(lambda: ray.get(spawner.kept.remote()) == 0, "nothing is kept")
+    until(lambda: ray.get(spawner.kept.remote(launcher._id)) == 0, "nothing is kept")

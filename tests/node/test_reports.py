@@ -16,9 +16,9 @@ def test_what_is_kept_is_what_is_above_every_acknowledgement(steps: list[int | N
     for step in steps:
         if step is None:
             added += 1
-            kept.add(b"token %d" % added, ended(0), ["line"])
+            kept.add(b"token %d" % added, b"", ended(0), ["line"])
         else:
-            kept.acknowledge(step)
+            kept.acknowledge(range(step + 1))
             highest = max(highest, min(step, added))
         assert [int(unpack(frame[4:])[1]) for frame in kept.frames()] == list(range(highest + 1, added + 1))
         assert [n for n in range(1, added + 1) if b"token %d" % n in kept] == list(range(highest + 1, added + 1))
@@ -28,12 +28,12 @@ def test_what_is_kept_is_what_is_above_every_acknowledgement(steps: list[int | N
 def test_beyond_a_bound_reports_go_without_their_tail_and_are_never_dropped() -> None:
     kept = Reports()
     size = 1 << 20
-    frames = [kept.add(b"%d" % n, ended(0), ["x" * size]) for n in range(100)]
+    frames = [kept.add(b"%d" % n, b"", ended(0), ["x" * size]) for n in range(100)]
     with_tail = [frame for frame in frames if len(frame) > size]
     assert len(with_tail) == reports.REPORT_BYTES // size
     assert len(list(kept.frames())) == 100
-    kept.acknowledge(100)
-    assert len(kept.add(b"after", ended(0), ["x" * size])) > size
+    kept.acknowledge(range(101))
+    assert len(kept.add(b"after", b"", ended(0), ["x" * size])) > size
 
 
 def test_a_reason_is_bounded() -> None:
