@@ -81,6 +81,7 @@ def _chaos(cluster: World, options: argparse.Namespace) -> dict[str, Any]:
         "seconds": {"chaos": ended - begin, "settling": settled - ended, "closing": closed - settled},
         "left": {kind: things for kind, things in left.items() if things},
         "raised": run.raised,
+        "blows": [dataclasses.asdict(blow) for blow in killer.blows],
         "violations": [dataclasses.asdict(violation) for violation in violations],
         "seed": options.seed,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],

@@ -34,6 +34,7 @@ class Limits:
 
     blow: after which the loss of a supervisor fails nobody's launch any more.  node: the same for a raylet, which
     Ray takes long to miss.  leftovers: until what a leader has left is gone.  request: until one is carried out.
+    starting: from a program's start until its first stamp.
     clock: by which stamps and notes of the same moment may differ.  delivery: from a program's end stamp until the
     loss of its supervisor cannot lose its exit any more.
     """
@@ -42,6 +43,7 @@ class Limits:
     node: float = 60.0
     leftovers: float = 15.0
     request: float = 20.0
+    starting: float = 3.0
     delivery: float = 10.0
     clock: float = 0.05
 
@@ -158,10 +160,13 @@ class Case:
     def _hits(self, blow: Blow, patience: float) -> bool:
         """It could concern this launch: it struck the supervisor or node that ran it, or where it was to run."""
         start = self.stamps.start
-        if start is not None:
-            same = blow.node == start.node if blow.layer == "raylet" else blow.pid == start.supervisor
-            return same and blow.when >= start.when - patience
-        return blow.when >= self.launch.launched - patience and self.launch.node in (None, blow.node)
+        if (self.launch.node if start is None else start.node) not in (None, blow.node):
+            return False
+        if start is None:
+            return blow.when >= self.launch.launched - patience
+        if blow.layer == "raylet" or blow.pid == start.supervisor:
+            return True
+        return start.when - self.limits.starting <= blow.when <= start.when  # it has never seen its first parent
 
     def rivalled(self) -> bool:
         """Its id was another's, and it never ran."""

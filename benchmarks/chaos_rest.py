@@ -79,9 +79,17 @@ def files() -> Iterator[str]:
     """Runtime directories with their sockets, and log files that were set aside."""
     root = Path(tempfile.gettempdir())
     for path in root.glob(f"ray-launcher-{os.geteuid()}/*"):
+        yield f"{path}{_last_words(path / 'supervisor.log')}"
+    for path in root.glob("ray/session_[0-9]*/logs/ray-launcher-spare-*"):
         yield str(path)
-    for path in root.glob("ray/session_*/logs/ray-launcher-spare-*"):
-        yield str(path)
+
+
+def _last_words(log: Path) -> str:
+    """What a supervisor said as it crashed."""
+    try:
+        return f": {log.read_text(errors='replace')}"
+    except OSError:
+        return ""
 
 
 def _more_fds(before: int) -> list[str]:

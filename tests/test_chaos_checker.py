@@ -26,7 +26,7 @@ LEADER, SUPERVISOR, ESCAPED = 700, 50, 702
 LAUNCHED, STARTED, TOLD = 100.0, 101.0, 110.0
 START = f"start {STARTED} {LEADER} 5000 {SUPERVISOR} a1"
 ESCAPE = f"escaped {STARTED} {ESCAPED} 5001"
-LIMITS = Limits(blow=10, node=60, leftovers=15, request=20, delivery=10, clock=0.05)
+LIMITS = Limits(blow=10, node=60, leftovers=15, request=20, delivery=10, starting=3, clock=0.05)
 
 LOST = Failed("the node's supervisor was lost, and the proc with it")
 NODE_LOST = Failed(f"node {'ab' * 28} (127.0.0.1) was lost: no contact")
@@ -81,6 +81,7 @@ EXCUSED: dict[str, Case] = {
     "its supervisor's loss": (LOST, RAN, {}, [blow("supervisor")]),
     "its supervisor's loss with the guard": (LOST, RAN, {}, [blow("guard")]),
     "its supervisor's loss just after its end": (LOST, LEFT, {}, [blow("supervisor", 109.5)]),
+    "its supervisor's loss as it started": (LOST, RAN, {}, [blow("guard", 100.5, pid=51)]),
     "a supervisor's loss before it ran": (LOST, NEVER_RAN, {}, [blow("supervisor", 99.0, pid=51)]),
     "any supervisor's loss for one that may go anywhere": (LOST, NEVER_RAN, ANYWHERE, [blow("guard", node="b1")]),
     "a supervisor's loss as it starts": (UNSERVED, NEVER_RAN, {}, [blow("supervisor", pid=51)]),
@@ -107,6 +108,8 @@ WRONG: dict[str, Case] = {
     "a blow to another proc": (Signaled(9), RAN, {}, [blow("proc", name="p2.1")]),
     "a supervisor's loss without one": (LOST, RAN, {}, []),
     "another supervisor's loss": (LOST, RAN, {}, [blow("supervisor", pid=51)]),
+    "another supervisor's loss before it started": (LOST, RAN, {}, [blow("supervisor", 97.0, pid=51)]),
+    "another node's supervisor's loss as it started": (LOST, RAN, {}, [blow("supervisor", 100.5, "b1", pid=51)]),
     "its supervisor's loss afterwards": (LOST, RAN, {}, [blow("supervisor", TOLD + 1)]),
     "a supervisor's loss long before": (LOST, NEVER_RAN, {}, [blow("supervisor", 80.0)]),
     "a supervisor's loss on another node": (LOST, NEVER_RAN, {}, [blow("supervisor", node="b1")]),
