@@ -246,6 +246,11 @@ _callbacks = _Thread("ray_launcher-callbacks")  # the users' own, which may wait
 _chores = _Thread("ray_launcher-chores")
 
 
-def run_soon(call: Callable[[], object]) -> None:
-    """Run `call`, which must not block, in a thread of ours: for what may not be done in Ray's own."""
-    _chores.put(call)
+def run_soon(call: Callable[[], object], after: float = 0.0) -> None:
+    """Run `call`, which must not block, in a thread of ours, `after` seconds: for what may not be done in Ray's own."""
+    if not after:
+        _chores.put(call)
+        return
+    timer = threading.Timer(after, _chores.put, [call])
+    timer.daemon = True
+    timer.start()

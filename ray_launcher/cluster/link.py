@@ -53,8 +53,10 @@ class Owner:
 class Link:
     """Starts the agent of `node`, or finds that of an earlier spawner, `name`, and talks to it.
 
+    suspect: the node has been lost before.
     on_news(link, news): gets one `Exit` per launch, perhaps a `Started`; also of launches that are new to this spawner.
-    on_lost(link): nothing of the node's procs is left, and all their ends have been told.
+    on_lost(link, joined): nothing of the node's procs is left, and all their ends have been told; whether the agent was
+    ever there.
     """
 
     def __init__(
@@ -62,8 +64,10 @@ class Link:
         owner: Owner,
         node: Node,
         on_news: Callable[[Link, Started | Exit], None],
-        on_lost: Callable[[Link], None],
+        on_lost: Callable[[Link, bool], None],
+        *,
         name: str | None = None,
+        suspect: bool = False,
     ) -> None:
         session = owner.session
         self.node = node
@@ -76,6 +80,7 @@ class Link:
         self._registry = Registry(session.name)
         self._found = name is not None
         self._joined = self._found  # there may be procs
+        self._suspect = suspect
         self._granted = asyncio.get_running_loop().time()
         self._why = "no contact"
         self._join = ""
@@ -106,6 +111,14 @@ class Link:
     def settle(self, sequence: int) -> None:
         """The report of this number need not be kept any longer; the agent is told with the next call."""
         self._settled.append(sequence)
+
+    @property
+    def in_contact(self) -> bool:
+        """Whether launches may go there: not to a node that seems lost, or was and has not come back yet."""
+        if self.lost or (self._suspect and not self._joined):
+            return False
+        silence = asyncio.get_running_loop().time() - self._granted
+        return not self._joined or silence < self._session.lease / 2
 
     def grant(self) -> bool:
         """Renew the lease; False when the node has been given up."""
@@ -280,7 +293,7 @@ class Link:
 
     async def _give_up(self, reason: str) -> None:
         await self._abandon(reason)
-        self._on_lost(self)
+        self._on_lost(self, self._joined)
 
     async def _abandon(self, reason: str) -> None:
         self.lost = True

@@ -52,7 +52,7 @@ class Nodes:
         self._fetched = float("-inf")
         self._fetching: asyncio.Task[None] | None = None
 
-    def pick(self, placement: Placement, load: Callable[[str], int]) -> Node | None:
+    def pick(self, placement: Placement, load: Callable[[str], float]) -> Node | None:
         """The least loaded node that fits, from the list at hand; None when that is stale or none fits."""
         age = self._clock() - self._fetched
         if age > FRESH:
@@ -61,7 +61,7 @@ class Nodes:
             return None
         return min(self._fitting(placement), key=lambda node: load(node.node_id), default=None)
 
-    async def wait_for(self, placement: Placement, load: Callable[[str], int]) -> Node:
+    async def wait_for(self, placement: Placement, load: Callable[[str], float]) -> Node:
         """As `pick`, but waits for a node with the wanted labels: an autoscaler or a late node may bring it.
 
         Raises `NoSuchNodeError` for an unknown node_id, `NoFittingNodeError` after `placement.timeout` seconds.
