@@ -220,23 +220,24 @@ class Agent:
             failure = f"no supervisor on the node: {error}"
         if join != self._join:
             return  # who joined meanwhile has been told that these never came, and has them launched anew, or elsewhere
-        if supervisor is None:
-            for message in batch:
-                if isinstance(message, Launch):
-                    self._keeper.failed(message.token, message.note, failure)
-            return
         for message in batch:
-            if isinstance(message, Launch):
+            if not isinstance(message, Launch):
+                self._request(message)
+            elif supervisor is not None:
                 self._launch(supervisor, message)
-            elif isinstance(message, Signal):
-                sender, number = message.key
-                fields = message.token.encode(), b"%d" % message.signum, sender.encode(), b"%d" % number
-                supervisor.send(b"signal", *fields)
-            elif message.timeout is None:
-                supervisor.send(b"kill", message.token.encode())
             else:
-                supervisor.send(b"terminate", message.token.encode(), b"%r" % message.timeout)
-        await supervisor.drain()
+                self._keeper.failed(message.token, message.note, failure)
+        await self._keeper.drain()
+
+    def _request(self, message: Request | Signal) -> None:
+        token = message.token.encode()
+        if isinstance(message, Signal):
+            sender, number = message.key
+            self._keeper.send(b"signal", token, b"%d" % message.signum, sender.encode(), b"%d" % number)
+        elif message.timeout is None:
+            self._keeper.send(b"kill", token)
+        else:
+            self._keeper.send(b"terminate", token, b"%r" % message.timeout)
 
     def _start(self) -> None:
         client.start(self._directory, self._raylet, self._session.lease, self._session.grace)
