@@ -10,6 +10,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,6 @@ def test_an_agent_without_descriptors_serves_on_and_its_logs_wait(node: Node) ->
         with without_descriptors(node.agent_pid()):
             assert node.serves()
             lines = pool.submit(list, node.launcher.logs(name))
-            with pytest.raises(TimeoutError):
+            with pytest.raises(FutureTimeoutError):
                 lines.result(1)  # before that, they were taken for empty
         assert lines.result(DEADLINE) == ["out"]
