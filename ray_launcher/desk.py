@@ -117,7 +117,8 @@ class Desk:
                 account.keep(message.number, asyncio.ensure_future(self._carry_out(launcher, message)))
         account.took(post.upto)
         self.settle(launcher, post.settled)
-        if post.open is not None:
+        if post.open is not None and not account.resynced:  # it may come twice, and late
+            account.resynced = True
             self._spawner.on_resync(launcher, set(post.open))
 
     def settle(self, launcher: str, numbers: Iterable[int]) -> None:
@@ -186,6 +187,7 @@ class _Account:
 
     def __init__(self) -> None:
         self.taken = self._begun = -1  # the number of the last message that was taken on, and that has begun
+        self.resynced = False  # the launcher has told what is open
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._expected: dict[int, asyncio.Future[bytes]] = {}  # outcomes that somebody waits for, or that are kept
         self._sequence = 0

@@ -114,10 +114,12 @@ class Agent:
                 batch: list[Launch | Request | Signal] = pickle.loads(messages)  # noqa: S301  # from our own spawner
                 await self._leased.wait()
                 await self._hand_on(join, batch)
-                if join != self._join:
-                    return b""
-                self._handed_on = call
-                await self._hold({message.token for message in batch if isinstance(message, Launch)})
+                if join == self._join:
+                    self._handed_on = call
+                    await self._hold({message.token for message in batch if isinstance(message, Launch)})
+            if join != self._join:
+                self._fresh.set()  # what it would have told is for whoever has joined meanwhile
+                return b""
             return self._tell()
 
     async def _hold(self, launched: set[str]) -> None:
