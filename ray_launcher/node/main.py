@@ -26,7 +26,7 @@ def main(directory: str, raylet: str, *seconds: str) -> int:
         serving = _start(directory, raylet, *seconds)
     except (OSError, MemoryError) as error:
         code = errno.ENOMEM if isinstance(error, MemoryError) else error.errno or 0
-        os.write(1, b"failed %d %s\n" % (code, str(error or "no memory").encode()))
+        os.write(1, b"failed %d %s\n" % (code, (str(error) or "no memory").encode()))
         return 1
     if serving is None:
         return 3
