@@ -55,9 +55,9 @@ def _start(directory: str, raylet: str, *seconds: str) -> Supervisor | None:
     from ray_launcher.node.supervisor import Graces, Supervisor
 
     graces = Graces(*map(float, seconds))
-    fork_guarded(directory, lock, graces.kill_bound)
+    fence = fork_guarded(directory, lock, graces.kill_bound)
     reserve.keep_back()
-    serving = Supervisor(listener, int(raylet), graces)
+    serving = Supervisor(listener, int(raylet), graces, fence)
     os.write(1, b"%d\n" % os.getpid())
     return serving
 

@@ -15,6 +15,7 @@ import pytest
 from node_rig import Exit, Rig, Wire, until
 from other_user import NOBODY, answer_of, needs_root, process_of
 
+from ray_launcher.node.guard import Fence
 from ray_launcher.node.spec import Spec
 from ray_launcher.node.supervisor import Graces, Supervisor
 
@@ -235,7 +236,7 @@ def test_no_process_left(tmp_path: Path) -> None:
 
     def supervise() -> None:
         resource.setrlimit(resource.RLIMIT_NPROC, (1, 50))
-        Supervisor(listener, 0, Graces(60.0, 0.0, 0.0, 1.0)).run()
+        Supervisor(listener, 0, Graces(60.0, 0.0, 0.0, 1.0), Fence()).run()
 
     def ask() -> str:
         wire = Wire(address)
