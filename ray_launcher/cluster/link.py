@@ -139,16 +139,17 @@ class Link:
 
     async def end(self, grace: float) -> None:
         """End every proc of the node and the agent; returns when nothing of them is left."""
-        try:
-            if self._joined:  # else it has never had a proc, and may never come to be
+        if self._joined:  # else it has never had a proc, and may never come to be
+            with contextlib.suppress(RayError, asyncio.TimeoutError):  # then its supervisor sees to the procs
                 await asyncio.wait_for(self._end(grace), grace + GIVE_UP)
-            if self.launches:  # their ends are on the way
-                self._emptied = asyncio.get_running_loop().create_future()
-                await asyncio.wait_for(self._emptied, LAST_ANSWERS)
-        except (RayError, asyncio.TimeoutError):
-            pass  # it is gone, and its supervisor sees to the procs
+                await asyncio.wait_for(self._last_answers(), LAST_ANSWERS)
         await self._hush()
         await self._abandon("the session ended")
+
+    async def _last_answers(self) -> None:
+        if self.launches and not self.lost:
+            self._emptied = asyncio.get_running_loop().create_future()
+            await self._emptied
 
     async def _end(self, grace: float) -> None:
         agent = await self.reachable()
