@@ -67,6 +67,24 @@ class Post(NamedTuple):
     open: list[int] | None = None
 
 
+class Pace:
+    """Keeps answers with news apart while much is going on: each costs more than a launch."""
+
+    #: Seconds to the next answer for each launch that is under way, and at the most.
+    EACH, MOST = 0.0003, 0.01
+
+    def __init__(self) -> None:
+        self._last = float("-inf")
+
+    async def wait(self, under_way: int) -> None:
+        """Return when the next answer may be given. After a silence that is at once."""
+        loop = asyncio.get_running_loop()
+        patience = self._last + min(self.MOST, self.EACH * under_way) - loop.time()
+        if patience > 0:
+            await asyncio.sleep(patience)
+        self._last = loop.time()
+
+
 class SpawnerRaisedError(Exception):
     """Stands in for an exception of a spawner that cannot be pickled; carries its text."""
 
@@ -174,6 +192,7 @@ class _Account:
         self._outcomes: deque[tuple[int, int, bytes]] = deque()  # sequence number, launch, outcome: not yet received
         self._news = asyncio.Event()
         self._hushed = False
+        self._pace = Pace()
         self._turns: list[tuple[int, asyncio.Future[None]]] = []
 
     def keep(self, number: int, task: asyncio.Task[None]) -> None:
@@ -226,6 +245,7 @@ class _Account:
                 break
             self._news.clear()
             await self._news.wait()
+        await self._pace.wait(len(self._tasks))
         news: list[tuple[int, int, bytes]] = []
         size = 0
         for outcome in self._outcomes:

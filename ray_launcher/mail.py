@@ -84,7 +84,7 @@ class Mail:
         """Send launches; returns the number and the port of each."""
         with self._lock:
             numbers = range(self._count, self._count + len(payloads))
-            sources = [Source(partial(self._attach, number)) for number in numbers]
+            sources = [Source(partial(self._attach, number), self._connection) for number in numbers]
             ports = [(number, ExitPort(None, source)) for number, source in zip(numbers, sources, strict=True)]
             messages = [Message(number, "launch", payload) for number, payload in zip(numbers, payloads, strict=True)]
             self._open.update(zip(numbers, zip(payloads, sources, strict=True), strict=True))

@@ -96,8 +96,9 @@ class ExitPort:
 class Source:
     """Where a port gets its result, and its ref if anybody asks for one."""
 
-    def __init__(self, make_ref: Callable[[Source], ObjectRef[Any]]) -> None:
-        self.result: Future[ProcExitResult] = new_result()
+    def __init__(self, make_ref: Callable[[Source], ObjectRef[Any]], cluster: str) -> None:
+        """cluster: the `connection` over which its outcome will come."""
+        self.result: Future[ProcExitResult] = new_result(cluster)
         self.raw: bytes | None = None  # the pickled outcome, once there
         self._make_ref = make_ref
 
@@ -106,17 +107,17 @@ class Source:
         return self._make_ref(self)
 
 
-def new_result() -> Future[ProcExitResult]:
-    """A future that nobody who awaits it can cancel for the others."""
+def new_result(cluster: str) -> Future[ProcExitResult]:
+    """A future that nobody who awaits it can cancel for the others, resolved when the `connection` ends."""
     result: Future[ProcExitResult] = Future()
     result.set_running_or_notify_cancel()
-    _open_results.add(result)
+    _open_results.add(result, cluster)
     return result
 
 
 def watch(ref: ObjectRef[Any]) -> Future[ProcExitResult]:
     """The result that `ref` will give; resolved in Ray's own thread, without one of ours."""
-    result = new_result()
+    result = new_result(connection())
     ref.future().add_done_callback(lambda raw: settle(result, result_of_future(raw)))
     return result
 
@@ -186,10 +187,9 @@ class _OpenResults:
         self._open: dict[Future[ProcExitResult], str] = {}
         self._watched = False
 
-    def add(self, result: Future[ProcExitResult]) -> None:
-        ours = connection()
+    def add(self, result: Future[ProcExitResult], cluster: str) -> None:
         with self._lock:
-            self._open[result] = ours
+            self._open[result] = cluster
             if not self._watched:
                 self._watched = True
                 threading.Thread(target=self._ask, name="ray_launcher-shutdown-watch", daemon=True).start()

@@ -26,6 +26,7 @@ from ray_launcher.cluster.follow import read_logs, tail_offset
 from ray_launcher.cluster.keeper import Keeper
 from ray_launcher.cluster.registry import Registry
 from ray_launcher.cluster.wire import Exit, Inventory, Launch, News, Request, SessionInfo, Signal, Started, log_name
+from ray_launcher.desk import Pace
 from ray_launcher.node import client
 from ray_launcher.node.client import Client
 from ray_launcher.node.protocol import ProtocolError
@@ -63,10 +64,14 @@ class Agent:
         self._generation = -1  # of the spawner that has joined us
         self._join = ""  # the last of its joins: what it said before is not heard
         self._calls: dict[str, int] = {}  # the last call of each kind
+        self._posting = asyncio.Lock()
+        self._handed_on = 0  # the last call whose messages the supervisor has
+        self._polls = 0
         self._kept: dict[int, Exit] = {}  # reports that nobody has acknowledged
         self._news: deque[tuple[int, Started | Exit]] = deque()  # numbered; until the spawner has received it
         self._numbered = self._told = 0
         self._fresh = asyncio.Event()
+        self._pace = Pace()
         self._held: set[str] = set()  # launches that the answer to `post` waits for
         self._holding: asyncio.Future[None] | None = None
         self._lease = 0.0  # until when, by `time.monotonic`
@@ -88,6 +93,7 @@ class Agent:
         if not tokens <= known:
             await self._keeper.bury(tokens - known)
         self._join = uuid.uuid4().hex
+        self._handed_on = 0
         self._calls.clear()
         self._news.clear()
         self._told = self._numbered = 0
@@ -96,34 +102,46 @@ class Agent:
     async def post(self, join: str, call: int, received: int, settled: list[int], messages: bytes) -> bytes:
         """Take a pickled list of messages on, in order; answers with a pickled `News`, or b"" if not joined so.
 
-        Calls must not overlap. call: its number; the same one again means that its answer was lost. received: news up
-        to this number has arrived.  settled: reports that need not be kept. The answer waits a moment for the ends of
-        what was launched: a short proc then costs one call instead of two, and under load the messages that come
-        meanwhile share the next one.
+        call: its number, from 1; the same one again means that its answer was lost. received: news up to this number
+        has arrived.  settled: reports that need not be kept. The answer waits a moment for the ends of what was
+        launched: a short proc then costs one call instead of two, and under load the messages that come meanwhile
+        share the next one.
         """
-        if not self._hear("post", join, call, received, settled):
-            return b""
-        batch: list[Launch | Request | Signal] = pickle.loads(messages)  # noqa: S301  # from our own spawner
-        await self._leased.wait()
-        await self._hand_on(batch)
-        fresh = {message.token for message in batch if isinstance(message, Launch)} & self._keeper.running.keys()
+        async with self._posting:  # asked again, it waits for what it asked before
+            if not self._hear("post", join, call, received, settled):
+                return b""
+            if call != self._handed_on:
+                batch: list[Launch | Request | Signal] = pickle.loads(messages)  # noqa: S301  # from our own spawner
+                await self._leased.wait()
+                await self._hand_on(join, batch)
+                if join != self._join:
+                    return b""
+                self._handed_on = call
+                await self._hold({message.token for message in batch if isinstance(message, Launch)})
+            return self._tell()
+
+    async def _hold(self, launched: set[str]) -> None:
+        fresh = launched & self._keeper.running.keys()
         if fresh:
             self._held, self._holding = fresh, asyncio.get_running_loop().create_future()
             timer = asyncio.get_running_loop().call_later(HOLD, self._release)
             await self._holding
             timer.cancel()
             self._holding = None
-        return self._tell()
 
     async def poll(self, join: str, call: int, received: int, settled: list[int]) -> bytes:
         """Wait for news. As `post`, without messages."""
         if not self._hear("poll", join, call, received, settled):
             return b""
+        self._polls += 1
+        poll = self._polls
+        self._fresh.set()  # one that was asked before is not listened to any more: it must take no news
         while self._told == self._numbered or self._holding is not None:
             self._fresh.clear()
             await self._fresh.wait()
-            if join != self._join:
+            if join != self._join or poll != self._polls:
                 return b""
+        await self._pace.wait(len(self._keeper.running))
         return self._tell()
 
     async def read(self, wants: dict[str, tuple[int, str]]) -> dict[str, tuple[bytes, bool]]:
@@ -194,26 +212,32 @@ class Agent:
 
     # -- launches and requests ------------------------------------------------------------------------------------
 
-    async def _hand_on(self, batch: list[Launch | Request | Signal]) -> None:
+    async def _hand_on(self, join: str, batch: list[Launch | Request | Signal]) -> None:
+        failure, supervisor = "", None
         try:
             supervisor = await self._keeper.supervisor()
         except (client.SupervisorError, OSError) as error:
-            for message in batch:
-                if isinstance(message, Launch):
-                    self._keeper.failed(message.token, message.note, f"no supervisor on the node: {error}")
-            return
+            failure = f"no supervisor on the node: {error}"
+        if join != self._join:
+            return  # who joined meanwhile has been told that these never came, and has them launched anew, or elsewhere
         for message in batch:
-            if isinstance(message, Launch):
+            if not isinstance(message, Launch):
+                self._request(message)
+            elif supervisor is not None:
                 self._launch(supervisor, message)
-            elif isinstance(message, Signal):
-                sender, number = message.key
-                fields = message.token.encode(), b"%d" % message.signum, sender.encode(), b"%d" % number
-                supervisor.send(b"signal", *fields)
-            elif message.timeout is None:
-                supervisor.send(b"kill", message.token.encode())
             else:
-                supervisor.send(b"terminate", message.token.encode(), b"%r" % message.timeout)
-        await supervisor.drain()
+                self._keeper.failed(message.token, message.note, failure)
+        await self._keeper.drain()
+
+    def _request(self, message: Request | Signal) -> None:
+        token = message.token.encode()
+        if isinstance(message, Signal):
+            sender, number = message.key
+            self._keeper.send(b"signal", token, b"%d" % message.signum, sender.encode(), b"%d" % number)
+        elif message.timeout is None:
+            self._keeper.send(b"kill", token)
+        else:
+            self._keeper.send(b"terminate", token, b"%r" % message.timeout)
 
     def _start(self) -> None:
         client.start(self._directory, self._raylet, self._session.lease, self._session.grace)
@@ -252,7 +276,7 @@ class Agent:
         )
 
     def _log(self, proc_id: str, token: str, stream: str) -> bytes:
-        return os.fsencode(self._logs / log_name(self._session.name, proc_id, token, stream))
+        return os.fsencode(f"{self._logs}/{log_name(self._session.name, proc_id, token, stream)}")
 
     def _cookie(self, token: str) -> str:
         return f"{self._session.name}/{token}"
@@ -287,6 +311,7 @@ class Agent:
             except RayError:
                 break
         _logger.info("the spawner of session %s is gone: ending its procs", self._session.name)
+        self._keeper.send(b"lease", b"inf")  # nobody is left who could take this node for lost
         forgetting = asyncio.get_running_loop().run_in_executor(None, Registry(self._session.name).clear)
         await self.end(self._session.grace)
         with contextlib.suppress(Exception):  # the cluster may be going, too

@@ -55,9 +55,9 @@ class Nodes:
         return Placement(node_id=self.ids()[zone])
 
     @contextlib.contextmanager
-    def one_more(self, labels: dict[str, str]) -> Iterator[str]:
+    def one_more(self, labels: dict[str, str], **more: Any) -> Iterator[str]:
         """Another node, for as long as this is open; its id."""
-        node = self._cluster.add_node(num_cpus=1, labels=labels, **self._quiet)
+        node = self._cluster.add_node(num_cpus=1, labels=labels, **more, **self._quiet)
         try:
             yield node.node_id
         finally:
