@@ -26,12 +26,12 @@ from ray_launcher.cluster.follow import read_logs, tail_offset
 from ray_launcher.cluster.keeper import Keeper
 from ray_launcher.cluster.registry import Registry
 from ray_launcher.cluster.wire import Exit, Inventory, Launch, News, Request, SessionInfo, Signal, Started, log_name
-from ray_launcher.desk import Pace
 from ray_launcher.node import client
 from ray_launcher.node.client import Client
 from ray_launcher.node.protocol import ProtocolError
 from ray_launcher.node.spec import Spec
 from ray_launcher.options import LaunchOptions
+from ray_launcher.pace import Pace
 
 _logger = logging.getLogger(__name__)
 
