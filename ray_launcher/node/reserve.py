@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 #: Descriptors needed at once: a pidfd, and a file of the process that it stands for.
 _DESCRIPTORS = 2
-#: Bytes of address space, never touched and so no memory yet: room for a launch of 2 MiB and its copies; or less.
-_ADDRESSES = (8 << 20, 4 << 20, 2 << 20, 1 << 20)
+#: Bytes of address space, never touched and so no memory yet: room for a launch of 3 MiB and its copies; or less.
+_ADDRESSES = (16 << 20, 8 << 20, 4 << 20, 2 << 20, 1 << 20)
 
 _descriptors: list[int] = []
 _addresses: list[mmap.mmap] = []

@@ -165,13 +165,14 @@ def _command(pid: int) -> str:
 class Driver:
     """A Python process that runs `script`, and is told things line by line."""
 
-    def __init__(self, script: str, *arguments: str) -> None:
+    def __init__(self, script: str, *arguments: str, environ: dict[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-c", script, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env=environ,
         )
 
     def read(self) -> str:
