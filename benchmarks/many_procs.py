@@ -24,25 +24,36 @@ def in_a_task(directory: str, index: int) -> int:
     return child.wait()
 
 
-def sleeping(duration: str) -> int:
-    """How many `sleep DURATION` have been exec'ed."""
-    return sum(process.info["cmdline"] == [SLEEP, duration] for process in psutil.process_iter(["cmdline"]))
+def children(pid: int) -> int:
+    """How many a process has. Ours are started with posix_spawn, which returns when they have been exec'ed."""
+    return len(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
 
 
-def until(count: int, duration: str) -> None:
-    """Return when `count` of them run."""
-    while sleeping(duration) < count:
-        time.sleep(0.005)
+def until(count: int, parent: int) -> None:
+    """Return when `parent` has so many children."""
+    while children(parent) < count:
+        time.sleep(0.002)
 
 
 def ours() -> list[psutil.Process]:
-    """The workers and supervisors of a session."""
-    marks = ("ray::ClusterSpawner", "ray::Agent", "ray_launcher/node/main.py")
+    """The workers, and the supervisors with their guards, of the sessions on the Ray of this process."""
+    node = ray._private.worker._global_node  # noqa: SLF001
+    raylet = node.all_processes["raylet"][0].process.pid
+    sessions = {name.split("-", 1)[1] for name in names() if name.startswith("spawner-")}
     return [
         process
-        for process in psutil.process_iter(["cmdline"])
-        if any(mark in " ".join(process.info["cmdline"] or []) for mark in marks)
+        for process in psutil.process_iter(["cmdline", "ppid"])
+        if (words := " ".join(process.info["cmdline"] or []))
+        and (
+            (process.info["ppid"] == raylet and words.startswith(("ray::ClusterSpawner", "ray::Agent")))
+            or ("ray_launcher/node/main.py" in words and any(session in words for session in sessions))
+        )
     ]
+
+
+def names() -> list[str]:
+    """Of all actors of ours."""
+    return [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
 
 
 def unique_bytes() -> int:
@@ -78,13 +89,14 @@ def main() -> None:
     memory: list[float] = []
 
     def launched() -> float:
-        opts = LaunchOptions(program=SLEEP, args=["7777"])
+        opts = LaunchOptions(program=SLEEP, args=["9999"])
         with RayProcLauncher() as launcher:
             assert launcher.launch("warm", LaunchOptions(program="/bin/true")).exit_port.wait().ok
+            [supervisor] = [each.pid for each in ours() if each.parent() in ours()]
             before = unique_bytes()
             start = time.perf_counter()
             results = launcher.launch_many({str(index): opts for index in range(count)})
-            until(count, "7777")
+            until(count, supervisor)
             seconds = time.perf_counter() - start
             memory.append(unique_bytes())
             growth.append(memory[-1] - before)
@@ -95,10 +107,9 @@ def main() -> None:
 
     def popen() -> float:
         start = time.perf_counter()
-        children = [subprocess.Popen([SLEEP, "8888"]) for _ in range(count)]
-        until(count, "8888")
-        seconds = time.perf_counter() - start
-        for child in children:
+        sleeping = [subprocess.Popen([SLEEP, "8888"]) for _ in range(count)]
+        seconds = time.perf_counter() - start  # each returns when its program has been exec'ed
+        for child in sleeping:
             child.kill()
             child.wait()
         return seconds

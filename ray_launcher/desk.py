@@ -10,18 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
-import traceback
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-import cloudpickle
 import ray
-from ray.exceptions import TaskCancelledError
 
-from ray_launcher.errors import DecodeError, describe_exception
-from ray_launcher.exits import ExitReport, decode_exit
+from ray_launcher.outcomes import raised, reported
+from ray_launcher.pace import Pace
 
 if TYPE_CHECKING:
     from ray_launcher.options import LaunchOptions
@@ -31,10 +28,6 @@ _logger = logging.getLogger(__name__)
 
 #: A launch's own name: the launcher's id, and the number of its message.
 LaunchKey = tuple[str, int]
-
-#: What an outcome starts with. A pickled report follows, or a pickled (reason in words, pickled exception): a launcher
-#: may not have what it takes to unpickle the exception.
-REPORTED, RAISED = b"r", b"e"
 
 #: Bytes of outcomes in one answer; Ray hands on up to 100 KB without a detour through its object store.
 _ANSWER = 90_000
@@ -65,14 +58,6 @@ class Post(NamedTuple):
     messages: list[Message]
     settled: list[int]
     open: list[int] | None = None
-
-
-class SpawnerRaisedError(Exception):
-    """Stands in for an exception of a spawner that cannot be pickled; carries its text."""
-
-
-class JunkReportError(DecodeError):
-    """Stands in for a spawner's return value that cannot be pickled."""
 
 
 class Desk:
@@ -122,13 +107,11 @@ class Desk:
     async def _launch(self, key: LaunchKey, message: Message) -> bytes:
         try:
             proc_id, opts = pickle.loads(message.payload)  # noqa: S301  # from a launcher of the same Ray cluster
-            return REPORTED + _pickled(await self._report(key, proc_id, opts, message))
+            return reported(await self._report(key, proc_id, opts, message))
         except BaseException as error:  # noqa: BLE001  # SystemExit would leave the caller waiting for ever
             if _is_actor_exit(error):
                 await _leave()
-            cancelled = isinstance(error, asyncio.CancelledError)
-            raised = error if cancelled else _portable_exception(error)
-            return RAISED + pickle.dumps((reason_of(raised), cloudpickle.dumps(raised)))
+            return raised(error)
 
     async def _report(self, key: LaunchKey, proc_id: str, opts: LaunchOptions, message: Message) -> object:
         first = self._running.setdefault(proc_id, key) == key
@@ -178,6 +161,7 @@ class _Account:
         self._outcomes: deque[tuple[int, int, bytes]] = deque()  # sequence number, launch, outcome: not yet received
         self._news = asyncio.Event()
         self._hushed = False
+        self._pace = Pace()
         self._turns: list[tuple[int, asyncio.Future[None]]] = []
 
     def keep(self, number: int, task: asyncio.Task[None]) -> None:
@@ -230,6 +214,7 @@ class _Account:
                 break
             self._news.clear()
             await self._news.wait()
+        await self._pace.wait(len(self._tasks))
         news: list[tuple[int, int, bytes]] = []
         size = 0
         for outcome in self._outcomes:
@@ -260,59 +245,6 @@ class _Account:
         if expected is None:
             expected = self._expected[number] = asyncio.get_running_loop().create_future()
         return expected
-
-
-def reason_of(raised: BaseException) -> str:
-    """Why a launch has failed whose coroutine raised this (contract 5)."""
-    if isinstance(raised, TaskCancelledError | asyncio.CancelledError):
-        return "exit port closed (the launch was cancelled)"
-    if isinstance(raised, JunkReportError):
-        return f"failed to decode exit result: {describe_exception(raised)}"
-    return f"spawner raised: {describe_exception(raised)}"
-
-
-def report_of(outcome: bytes) -> object:
-    """The raw report in an outcome; raises what it says was raised."""
-    value = pickle.loads(outcome[1:])  # noqa: S301  # made by this module
-    if outcome[:1] == REPORTED:
-        return value
-    raise pickle.loads(value[1])  # noqa: S301  # the same
-
-
-def _pickled(report: object) -> bytes:
-    """A report, fit to travel. Raises `JunkReportError`."""
-    if type(report) is ExitReport:
-        try:
-            decode_exit(report)
-        except DecodeError:
-            pass  # the launcher decodes it again, and says so
-        else:
-            return pickle.dumps(report, pickle.HIGHEST_PROTOCOL)
-    try:
-        pickled: bytes = cloudpickle.dumps(report)
-    except Exception as error:  # noqa: BLE001  # pickling runs foreign code
-        text = f"the spawner returned a {type(report).__qualname__} that cannot be pickled: {describe_exception(error)}"
-        raise JunkReportError(text) from None
-    return pickled
-
-
-def _portable_exception(error: BaseException) -> Exception:
-    """The exception itself if it survives the journey, as not every one does; else a stand-in with its text."""
-    if isinstance(error, Exception) and not isinstance(error, TaskCancelledError) and _travels(error):
-        return error  # a TaskCancelledError is that of a task of the spawner's, and would be taken for the launch's own
-    text = describe_exception(error)
-    return SpawnerRaisedError(text if text or isinstance(error, Exception) else repr(error))
-
-
-def _travels(error: Exception) -> bool:
-    """Whether Ray can put it in words, which must be UTF-8 (it would lose the actor otherwise), and pickle it."""
-    try:
-        str.encode(str(error))
-        str.encode("".join(traceback.format_exception(type(error), error, error.__traceback__)))
-        pickle.loads(cloudpickle.dumps(error))  # noqa: S301  # just made
-    except BaseException:  # noqa: BLE001  # all of it runs foreign code
-        return False
-    return True
 
 
 def _is_actor_exit(error: BaseException) -> bool:

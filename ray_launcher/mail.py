@@ -41,6 +41,8 @@ _logger = logging.getLogger(__name__)
 
 #: Bytes of one post, unless its first message is longer: Ray hands on up to 100 KB without a detour through its store.
 _POST = 90_000
+#: Seconds between two attempts to reach a spawner that Ray has not given up.
+_RETRY = 0.1
 #: Seconds for the answer to the last poll.
 _LET_GO = 1.0
 
@@ -85,7 +87,7 @@ class Mail:
         """Send launches; returns the number and the port of each."""
         with self._lock:
             numbers = range(self._count, self._count + len(payloads))
-            sources = [Source(partial(self._attach, number)) for number in numbers]
+            sources = [Source(partial(self._attach, number), self._connection) for number in numbers]
             ports = [(number, ExitPort(None, source)) for number, source in zip(numbers, sources, strict=True)]
             messages = [Message(number, "launch", payload) for number, payload in zip(numbers, payloads, strict=True)]
             self._open.update(zip(numbers, zip(payloads, sources, strict=True), strict=True))
@@ -135,7 +137,7 @@ class Mail:
     def _post_some(self) -> None:
         with self._lock:
             self._queued = False
-            nothing = not self._outbox and self._resync is None
+            nothing = not self._outbox and not self._settled and self._resync is None
             if self._inflight or nothing or self._incarnation is None or not self.connected:
                 return
             self._underway, self._outbox = _as_much_as_fits(self._outbox)
@@ -170,7 +172,7 @@ class Mail:
         if number != self._inflight:
             return  # its messages have been sent again
         if isinstance(error, ActorUnavailableError):  # nobody knows whether it arrived: the numbers will tell
-            run_soon(partial(self._deliver, number, incarnation, post))
+            run_soon(partial(self._deliver, number, incarnation, post), after=_RETRY)
         elif error is not None:
             self._lost(error)
         elif answer.result() != incarnation:
@@ -236,25 +238,22 @@ class Mail:
         self, asked: str | None, settled: list[int], answer: Future[tuple[str, list[tuple[int, int, bytes]]]]
     ) -> None:
         error = answer.exception()
-        if isinstance(error, ActorUnavailableError):
-            with self._lock:
-                self._settled += settled
-        elif error is not None:
-            self._lost(error)
-            if self._closed is not None:
-                self._closed.set()
-            return
-        else:
+        if error is None:
             incarnation, news = answer.result()
             if incarnation != asked:
                 self._meet(incarnation)
             elif asked == self._incarnation:  # else all that is open has been sent again: its end is the later one's
                 for sequence, number, outcome in news:
                     self._arrived(sequence, number, outcome)
+        elif isinstance(error, ActorUnavailableError):
+            with self._lock:
+                self._settled += settled
+        else:
+            self._lost(error)
         if self._closed is not None:
             self._closed.set()
-        else:
-            run_soon(self._poll)
+        elif self.gone is None:
+            run_soon(self._poll, after=0.0 if error is None else _RETRY)
 
     def _arrived(self, sequence: int, number: int, outcome: bytes) -> None:
         with self._lock:
@@ -306,6 +305,7 @@ class Mail:
             self._refs.pop(number, None)
             if source.raw is not None:
                 self._settled.append(number)
+        self._wake()
         if isinstance(error, TaskCancelledError):
             self._cancel(number, source)
         elif error is None or isinstance(error, RayTaskError):

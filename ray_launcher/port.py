@@ -18,9 +18,9 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError, UnserializableException
 
-from ray_launcher.desk import REPORTED, reason_of
 from ray_launcher.errors import DecodeError, describe_exception
 from ray_launcher.exits import Failed, ProcExitResult, decode_exit
+from ray_launcher.outcomes import REPORTED, reason_of
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _logger = logging.getLogger(__name__)
@@ -96,8 +96,9 @@ class ExitPort:
 class Source:
     """Where a port gets its result, and its ref if anybody asks for one."""
 
-    def __init__(self, make_ref: Callable[[Source], ObjectRef[Any]]) -> None:
-        self.result: Future[ProcExitResult] = new_result()
+    def __init__(self, make_ref: Callable[[Source], ObjectRef[Any]], cluster: str) -> None:
+        """cluster: the `connection` over which its outcome will come."""
+        self.result: Future[ProcExitResult] = new_result(cluster)
         self.raw: bytes | None = None  # the pickled outcome, once there
         self._make_ref = make_ref
 
@@ -106,17 +107,17 @@ class Source:
         return self._make_ref(self)
 
 
-def new_result() -> Future[ProcExitResult]:
-    """A future that nobody who awaits it can cancel for the others."""
+def new_result(cluster: str) -> Future[ProcExitResult]:
+    """A future that nobody who awaits it can cancel for the others, resolved when the `connection` ends."""
     result: Future[ProcExitResult] = Future()
     result.set_running_or_notify_cancel()
-    _open_results.add(result)
+    _open_results.add(result, cluster)
     return result
 
 
 def watch(ref: ObjectRef[Any]) -> Future[ProcExitResult]:
     """The result that `ref` will give; resolved in Ray's own thread, without one of ours."""
-    result = new_result()
+    result = new_result(connection())
     ref.future().add_done_callback(lambda raw: settle(result, result_of_future(raw)))
     return result
 
@@ -142,7 +143,7 @@ def result_of_report(report: object) -> ProcExitResult:
 
 
 def result_of_outcome(outcome: bytes) -> ProcExitResult:
-    """What came by the launcher's mail: see `desk.REPORTED`."""
+    """What came by the launcher's mail: see `outcomes`."""
     try:
         value = pickle.loads(outcome[1:])  # noqa: S301  # from our own spawner
     except Exception as error:  # noqa: BLE001  # of a class that this process does not have, say
@@ -186,10 +187,9 @@ class _OpenResults:
         self._open: dict[Future[ProcExitResult], str] = {}
         self._watched = False
 
-    def add(self, result: Future[ProcExitResult]) -> None:
-        ours = connection()
+    def add(self, result: Future[ProcExitResult], cluster: str) -> None:
         with self._lock:
-            self._open[result] = ours
+            self._open[result] = cluster
             if not self._watched:
                 self._watched = True
                 threading.Thread(target=self._ask, name="ray_launcher-shutdown-watch", daemon=True).start()
@@ -246,6 +246,11 @@ _callbacks = _Thread("ray_launcher-callbacks")  # the users' own, which may wait
 _chores = _Thread("ray_launcher-chores")
 
 
-def run_soon(call: Callable[[], object]) -> None:
-    """Run `call`, which must not block, in a thread of ours: for what may not be done in Ray's own."""
-    _chores.put(call)
+def run_soon(call: Callable[[], object], after: float = 0.0) -> None:
+    """Run `call`, which must not block, in a thread of ours, `after` seconds: for what may not be done in Ray's own."""
+    if not after:
+        _chores.put(call)
+        return
+    timer = threading.Timer(after, _chores.put, [call])
+    timer.daemon = True
+    timer.start()

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import ObjectRef
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ray_launcher.cluster.nodes import living_nodes, on_node
 from ray_launcher.cluster.spawner import ClusterSpawner
 from ray_launcher.cluster.wire import NAMESPACE, SessionInfo
 from ray_launcher.errors import KillError, LaunchError, ProcLauncherError, UnknownProcError
@@ -210,7 +210,7 @@ def _start(info: SessionInfo, runtime_env: dict[str, Any]) -> Any:
         "max_task_retries": -1,
         "namespace": NAMESPACE,
         "runtime_env": {**runtime_env, "env_vars": env_vars},
-        "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=True),
+        **next((on_node(node, soft=True) for node in living_nodes() if node.node_id == node_id), {}),
     }
     try:
         return start_spawner(ClusterSpawner, info, runtime_env, actor_options=options)

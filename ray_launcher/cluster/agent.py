@@ -31,6 +31,7 @@ from ray_launcher.node.client import Client
 from ray_launcher.node.protocol import ProtocolError
 from ray_launcher.node.spec import Spec
 from ray_launcher.options import LaunchOptions
+from ray_launcher.pace import Pace
 
 _logger = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class Agent:
         self._news: deque[tuple[int, Started | Exit]] = deque()  # numbered; until the spawner has received it
         self._numbered = self._told = 0
         self._fresh = asyncio.Event()
+        self._pace = Pace()
         self._held: set[str] = set()  # launches that the answer to `post` waits for
         self._holding: asyncio.Future[None] | None = None
         self._lease = 0.0  # until when, by `time.monotonic`
@@ -141,6 +143,7 @@ class Agent:
             await self._fresh.wait()
             if join != self._join or poll != self._polls:
                 return b""
+        await self._pace.wait(len(self._keeper.running))
         return self._tell()
 
     async def read(self, wants: dict[str, tuple[int, str]]) -> dict[str, tuple[bytes, bool]]:
@@ -219,23 +222,24 @@ class Agent:
             failure = f"no supervisor on the node: {error}"
         if join != self._join:
             return  # who joined meanwhile has been told that these never came, and has them launched anew, or elsewhere
-        if supervisor is None:
-            for message in batch:
-                if isinstance(message, Launch):
-                    self._keeper.failed(message.token, message.note, failure)
-            return
         for message in batch:
-            if isinstance(message, Launch):
+            if not isinstance(message, Launch):
+                self._request(message)
+            elif supervisor is not None:
                 self._launch(supervisor, message)
-            elif isinstance(message, Signal):
-                sender, number = message.key
-                fields = message.token.encode(), b"%d" % message.signum, sender.encode(), b"%d" % number
-                supervisor.send(b"signal", *fields)
-            elif message.timeout is None:
-                supervisor.send(b"kill", message.token.encode())
             else:
-                supervisor.send(b"terminate", message.token.encode(), b"%r" % message.timeout)
-        await supervisor.drain()
+                self._keeper.failed(message.token, message.note, failure)
+        await self._keeper.drain()
+
+    def _request(self, message: Request | Signal) -> None:
+        token = message.token.encode()
+        if isinstance(message, Signal):
+            sender, number = message.key
+            self._keeper.send(b"signal", token, b"%d" % message.signum, sender.encode(), b"%d" % number)
+        elif message.timeout is None:
+            self._keeper.send(b"kill", token)
+        else:
+            self._keeper.send(b"terminate", token, b"%r" % message.timeout)
 
     def _start(self) -> None:
         client.start(self._directory, self._raylet, self._session.lease, self._session.grace)
@@ -274,7 +278,7 @@ class Agent:
         )
 
     def _log(self, proc_id: str, token: str, stream: str) -> bytes:
-        return os.fsencode(self._logs / log_name(self._session.name, proc_id, token, stream))
+        return os.fsencode(f"{self._logs}/{log_name(self._session.name, proc_id, token, stream)}")
 
     def _cookie(self, token: str) -> str:
         return f"{self._session.name}/{token}"
@@ -309,6 +313,7 @@ class Agent:
             except RayError:
                 break
         _logger.info("the spawner of session %s is gone: ending its procs", self._session.name)
+        self._keeper.send(b"lease", b"inf")  # nobody is left who could take this node for lost
         forgetting = asyncio.get_running_loop().run_in_executor(None, Registry(self._session.name).clear)
         await self.end(self._session.grace)
         with contextlib.suppress(Exception):  # the cluster may be going, too

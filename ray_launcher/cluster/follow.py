@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ _LOOK, _SHARE = 0.03, 0.1
 _PATIENCE = 2.0
 #: Bytes of one file, and of all files, in one answer; of one look at the end of a file.
 _CHUNK, _ANSWER = 1 << 20, 4 << 20
+#: What keeps a file from being opened for a while only: it must not pass for one that has nothing to read.
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
 
 News = dict[str, tuple[bytes, bool]]
 
@@ -43,7 +46,10 @@ def _look(directory: Path, wants: dict[str, int], live: Callable[[str], bool]) -
         if room <= 0:
             break
         growing = live(name)  # asked before the file is read: what was written before the end is then seen
-        data = _read(directory / name, offset)
+        try:
+            data = _read(directory / name, offset)
+        except OSError:
+            continue  # no news for now
         room -= len(data)
         if data or not growing:
             news[name] = (data, not growing and len(data) < _CHUNK)
@@ -52,6 +58,12 @@ def _look(directory: Path, wants: dict[str, int], live: Callable[[str], bool]) -
 
 def tail_offset(path: Path, lines: int) -> int:
     """Where the last `lines` lines of a file begin; a last line without its newline counts. 0 for a missing file."""
+    with contextlib.suppress(OSError):  # it cannot be opened for now: better all of it than none
+        return _tail_offset(path, lines)
+    return 0
+
+
+def _tail_offset(path: Path, lines: int) -> int:
     with _opened(path) as fd:
         if fd is None:
             return 0
@@ -87,7 +99,9 @@ def _read(path: Path, offset: int) -> bytes:
 def _opened(path: Path) -> Iterator[int | None]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
+    except OSError as error:
+        if error.errno in _PASSING:
+            raise
         yield None
         return
     try:

@@ -17,11 +17,10 @@ from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnschedulableError, RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_launcher.cluster.agent import Agent
 from ray_launcher.cluster.keeper import LOST
-from ray_launcher.cluster.nodes import Node, is_alive
+from ray_launcher.cluster.nodes import Node, is_alive, on_node
 from ray_launcher.cluster.registry import Registry
 from ray_launcher.cluster.wire import NAMESPACE, Exit, Inventory, Launch, News, Request, SessionInfo, Signal, Started
 from ray_launcher.exits import ExitReport
@@ -53,8 +52,10 @@ class Owner:
 class Link:
     """Starts the agent of `node`, or finds that of an earlier spawner, `name`, and talks to it.
 
+    suspect: the node has been lost before.
     on_news(link, news): gets one `Exit` per launch, perhaps a `Started`; also of launches that are new to this spawner.
-    on_lost(link): nothing of the node's procs is left, and all their ends have been told.
+    on_lost(link, joined): nothing of the node's procs is left, and all their ends have been told; whether the agent was
+    ever there.
     """
 
     def __init__(
@@ -62,8 +63,10 @@ class Link:
         owner: Owner,
         node: Node,
         on_news: Callable[[Link, Started | Exit], None],
-        on_lost: Callable[[Link], None],
+        on_lost: Callable[[Link, bool], None],
+        *,
         name: str | None = None,
+        suspect: bool = False,
     ) -> None:
         session = owner.session
         self.node = node
@@ -76,6 +79,7 @@ class Link:
         self._registry = Registry(session.name)
         self._found = name is not None
         self._joined = self._found  # there may be procs
+        self._suspect = suspect
         self._granted = asyncio.get_running_loop().time()
         self._why = "no contact"
         self._join = ""
@@ -88,6 +92,7 @@ class Link:
         self._sent = self._arrived = 0  # messages
         self._arrivals: list[tuple[int, asyncio.Future[None]]] = []  # who waits for how many to have arrived
         self._emptied: asyncio.Future[None] | None = None
+        self._over = asyncio.Event()  # lost, or ended
         self.agent: Any = None
         self._started = asyncio.Event()  # there is an actor to talk to
         self._tasks = [asyncio.ensure_future(each) for each in (self._run(), self._expire())]
@@ -106,6 +111,14 @@ class Link:
     def settle(self, sequence: int) -> None:
         """The report of this number need not be kept any longer; the agent is told with the next call."""
         self._settled.append(sequence)
+
+    @property
+    def in_contact(self) -> bool:
+        """Whether launches may go there: not to a node that seems lost, or was and has not come back yet."""
+        if self.lost or (self._suspect and not self._joined):
+            return False
+        silence = asyncio.get_running_loop().time() - self._granted
+        return not self._joined or silence < self._session.lease / 2
 
     def grant(self) -> bool:
         """Renew the lease; False when the node has been given up."""
@@ -126,19 +139,26 @@ class Link:
 
     async def end(self, grace: float) -> None:
         """End every proc of the node and the agent; returns when nothing of them is left."""
-        try:
-            await asyncio.wait_for(self._end(grace), grace + GIVE_UP)
-            if self.launches:  # their ends are on the way
-                self._emptied = asyncio.get_running_loop().create_future()
-                await asyncio.wait_for(self._emptied, LAST_ANSWERS)
-        except (RayError, asyncio.TimeoutError):
-            pass  # it is gone, and its supervisor sees to the procs
+        if self._joined:  # else it has never had a proc, and may never come to be
+            with contextlib.suppress(RayError, asyncio.TimeoutError):  # then its supervisor sees to the procs
+                await asyncio.wait_for(self._end(grace), grace + GIVE_UP)
+                await asyncio.wait_for(self._last_answers(), LAST_ANSWERS)
         await self._hush()
         await self._abandon("the session ended")
 
+    async def _last_answers(self) -> None:
+        if self.launches and not self.lost:
+            self._emptied = asyncio.get_running_loop().create_future()
+            await self._emptied
+
     async def _end(self, grace: float) -> None:
-        if not self.lost:
-            await (await self.reachable()).end.remote(grace)
+        agent = await self.reachable()
+        over = asyncio.ensure_future(self._over.wait())
+        ending = asyncio.ensure_future(agent.end.remote(grace)) if not self.lost else over
+        await asyncio.wait((ending, over), return_when=asyncio.FIRST_COMPLETED)
+        over.cancel()
+        if ending.done() and ending is not over:
+            ending.result()
 
     async def _hush(self) -> None:
         for task in self._tasks:
@@ -253,7 +273,8 @@ class Link:
         if not answer:
             raise _SupersededError
         inventory: Inventory = pickle.loads(answer)  # noqa: S301  # from our own agent
-        self._joined = True
+        if not self._joined:  # it may have taken longer to start than a lease lasts
+            self._joined = self.grant()
         self._join, self._received, self._gaps = inventory.agent, 0, {}
         for end in inventory.ended:
             self._heard(end)
@@ -292,10 +313,11 @@ class Link:
 
     async def _give_up(self, reason: str) -> None:
         await self._abandon(reason)
-        self._on_lost(self)
+        self._on_lost(self, self._joined)
 
     async def _abandon(self, reason: str) -> None:
         self.lost = True
+        self._over.set()
         for task in self._tasks:
             task.cancel()
         if self.agent is not None:
@@ -352,7 +374,7 @@ def start_agent(session: SessionInfo, node: Node, runtime_env: dict[str, Any], n
             max_restarts=-1,
             max_task_retries=-1,
             enable_task_events=False,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False),
+            **on_node(node),
             runtime_env={**runtime_env, "env_vars": env_vars},
         )
         .remote(session, name, ray.get_runtime_context().current_actor)

@@ -6,8 +6,10 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_launcher.options import Placement
 
@@ -52,7 +54,7 @@ class Nodes:
         self._fetched = float("-inf")
         self._fetching: asyncio.Task[None] | None = None
 
-    def pick(self, placement: Placement, load: Callable[[str], int]) -> Node | None:
+    def pick(self, placement: Placement, load: Callable[[str], float]) -> Node | None:
         """The least loaded node that fits, from the list at hand; None when that is stale or none fits."""
         age = self._clock() - self._fetched
         if age > FRESH:
@@ -61,7 +63,7 @@ class Nodes:
             return None
         return min(self._fitting(placement), key=lambda node: load(node.node_id), default=None)
 
-    async def wait_for(self, placement: Placement, load: Callable[[str], int]) -> Node:
+    async def wait_for(self, placement: Placement, load: Callable[[str], float]) -> Node:
         """As `pick`, but waits for a node with the wanted labels: an autoscaler or a late node may bring it.
 
         Raises `NoSuchNodeError` for an unknown node_id, `NoFittingNodeError` after `placement.timeout` seconds.
@@ -93,9 +95,11 @@ class Nodes:
         self._nodes.pop(node_id, None)
 
     def _fitting(self, placement: Placement) -> list[Node]:
-        wanted = placement.node_id
-        nodes = [node for node in self._nodes.values() if wanted is None or node.node_id == wanted]
-        nodes = [node for node in nodes if labels_match(placement.label_selector, node.labels)]
+        nodes = list(self._nodes.values())
+        if placement.node_id is not None:
+            nodes = [node for node in nodes if node.node_id == placement.node_id]
+        if placement.label_selector:
+            nodes = [node for node in nodes if labels_match(placement.label_selector, node.labels)]
         # A head node is often given no CPUs to keep work away from it: procs stay away too while they can.
         return [node for node in nodes if node.cpus > 0] or nodes
 
@@ -122,6 +126,19 @@ def living_nodes() -> list[Node]:
 def is_alive(node: Node) -> bool:
     """Whether Ray takes the node for alive. Blocks for a few milliseconds."""
     return any(each.node_id == node.node_id for each in living_nodes())
+
+
+def on_node(node: Node, soft: bool = False) -> dict[str, Any]:
+    """Actor options that put an actor there; soft: elsewhere if the node is gone.
+
+    An actor that asks for nothing is placed by a node that Ray chooses at random (measured with 2.60): one that does
+    not know the others yet puts it elsewhere, and one that is cut off keeps it waiting for a minute. An actor that asks
+    for anything is placed by its creator's node, so ours ask for a trace of what every node has for its address.
+    """
+    return {
+        "resources": {f"node:{node.ip}": 0.0001},
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(node.node_id, soft=soft),
+    }
 
 
 def labels_match(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:

@@ -44,7 +44,7 @@ class ClusterSpawner(ProcSpawner):
             registry = Registry(session.name)
             self._owner = Owner(session, runtime_env, registry.next_generation())
             for name, node in registry.agents().items():
-                self._link(node, name)
+                self._new_link(node, name=name)
         self._restored = Restored(list(self._agents.values()))
 
     async def launch(self, proc_id: str, opts: LaunchOptions) -> ExitReport:
@@ -234,15 +234,18 @@ class ClusterSpawner(ProcSpawner):
                 waiting.cancel()
         return None
 
-    def _load(self, node_id: str) -> int:
+    def _load(self, node_id: str) -> float:
         link = self._links.get(node_id)
-        return 0 if link is None else len(link.launches)
+        if link is None:
+            return 0
+        return len(link.launches) if link.in_contact else float("inf")
 
-    def _link(self, node: Node, name: str | None = None) -> Link:
-        link = self._links.get(node.node_id)
-        if link is None or name is not None:
-            link = Link(self._owner, node, self._news, self._lost, name)
-            self._links[node.node_id] = self._agents[link.name] = link
+    def _link(self, node: Node) -> Link:
+        return self._links.get(node.node_id) or self._new_link(node)
+
+    def _new_link(self, node: Node, *, name: str | None = None, suspect: bool = False) -> Link:
+        link = Link(self._owner, node, self._news, self._lost, name=name, suspect=suspect)
+        self._links[node.node_id] = self._agents[link.name] = link
         return link
 
     async def _agent_of(self, link: Link | None) -> Any:
@@ -251,11 +254,14 @@ class ClusterSpawner(ProcSpawner):
             return None
         return await (link if self._ending else self._link(link.node)).reachable()
 
-    def _lost(self, link: Link) -> None:
-        self._nodes.lose(link.node.node_id)
+    def _lost(self, link: Link, joined: bool) -> None:
+        node = link.node
+        self._nodes.lose(node.node_id)
         self._agents.pop(link.name, None)
-        if self._links.get(link.node.node_id) is link:
-            del self._links[link.node.node_id]
+        if self._links.get(node.node_id) is link:
+            del self._links[node.node_id]
+            if joined and not self._ending:  # Ray may take it for alive; an agent that starts there tells
+                self._new_link(node, suspect=True)
 
     # -- procs ----------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+from ray_launcher.node.failures import relief
 from ray_launcher.node.protocol import FrameReader, ProtocolError, pack
 
 _MAIN = Path(__file__).with_name("main.py")
@@ -26,6 +27,16 @@ class SupervisorError(Exception):
     """The supervisor could not be started or reached; the text says why."""
 
 
+def runtime_directory(name: str) -> Path:
+    """The directory for the supervisor of agent `name`: always the same, so that it is found again.
+
+    `tempfile.gettempdir()` would go elsewhere while the disk is full.
+    """
+    given = (os.environ.get(variable) for variable in ("TMPDIR", "TEMP", "TMP"))
+    place = next((path for path in given if path and Path(path).is_dir()), "/tmp")  # noqa: S108  # ours is below it
+    return Path(place).absolute() / f"ray-launcher-{os.geteuid()}" / name
+
+
 def make_directory(path: Path) -> None:
     """Create `path` and its parent for this user alone. Raises `SupervisorError` where they are somebody else's."""
     for directory in (path.parent, path):
@@ -33,7 +44,8 @@ def make_directory(path: Path) -> None:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = directory.lstat()
         except OSError as error:
-            raise SupervisorError(f"cannot create the directory {directory}: {error.strerror}") from error
+            why = f"{error.strerror}{_relief(error.errno, path)}"
+            raise SupervisorError(f"cannot create the directory {directory}: {why}") from error
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
             raise SupervisorError(f"{directory} must be a directory of user {os.geteuid()} that nobody else can enter")
 
@@ -61,7 +73,7 @@ def start(
     directory: made by `make_directory`.  raylet: a pid; the supervisor ends when it does; 0 for none.
     Seconds: orphan_grace without an agent after which it ends; end_grace from TERM to KILL then; leftover_grace from
     TERM to KILL for what outlives its leader; kill_bound of repeated KILL after which a process is given up.
-    Raises `SupervisorError`.
+    Raises `SupervisorError`, and then the directory is gone.
     """
     seconds = (orphan_grace, end_grace, leftover_grace, kill_bound)
     command = [sys.executable, "-I", "-S", str(_MAIN), str(directory), str(raylet), *map(str, seconds)]
@@ -78,10 +90,46 @@ def start(
                 timeout=30,
                 check=False,
             )
-    except (OSError, subprocess.SubprocessError) as error:
+    except OSError as error:
+        _remove_if_free(directory)
+        raise SupervisorError(f"cannot start the supervisor: {error}{_relief(error.errno, directory)}") from error
+    except subprocess.SubprocessError as error:
         raise SupervisorError(f"cannot start the supervisor: {error}") from error
-    if not done.stdout.strip():  # not the exit status: a Ray worker may ignore SIGCHLD, and then it is always 0
-        raise SupervisorError(f"the supervisor did not start: {last_words(directory) or done.returncode}")
+    said = done.stdout.decode(errors="replace").strip()  # not the exit status: a Ray worker may ignore SIGCHLD, and
+    if said and not said.startswith("failed "):  # then it is always 0
+        return
+    words = last_words(directory)
+    _remove_if_free(directory)
+    if said:
+        _, code, text = said.split(" ", 2)
+        raise SupervisorError(f"the supervisor did not start: {text}{_relief(int(code), directory)}")
+    raise SupervisorError(f"the supervisor did not start: {words or done.returncode}")
+
+
+def _relief(code: int | None, directory: Path) -> str:
+    return relief(code or 0, f"the directory {directory.parent.parent}")
+
+
+def _remove_if_free(directory: Path) -> None:
+    """Remove what a start that has failed leaves, unless somebody serves there, or is about to."""
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        if _lock(fd):
+            remove_directory(directory)
+    finally:
+        os.close(fd)
+
+
+def _lock(fd: int) -> bool:
+    """Take the lock of a directory, until `fd` is closed; False where a supervisor, or its guard, has it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def wait_until_free(directory: Path, timeout: float) -> bool:
@@ -92,16 +140,14 @@ def wait_until_free(directory: Path, timeout: float) -> bool:
             fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:  # the guard took it with it
             return True
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.005)  # the lock has no way to be waited for with a deadline
+        except OSError:  # no descriptor left: that may pass
+            free = False
         else:
-            return True
-        finally:
+            free = _lock(fd)
             os.close(fd)
+        if free or time.monotonic() >= deadline:
+            return free
+        time.sleep(0.005)  # the lock has no way to be waited for with a deadline
 
 
 def last_words(directory: Path) -> str:

@@ -19,6 +19,8 @@ def explain(error: SetupError, spec: Spec, env: dict[bytes, bytes]) -> tuple[str
         return _cwd(error), None
     if error.step == "open":
         return _opening(error), None
+    if error.step == "room":
+        return _writing(error), None
     if error.code in (errno.EAGAIN, errno.ENOMEM):
         return _forking(error, spec), None
     return _exec(error, spec, env)
@@ -34,22 +36,30 @@ def _cwd(error: SetupError) -> str:
 
 
 def _opening(error: SetupError) -> str:
-    return f"cannot create the log file {os.fsdecode(error.path)!r}: {os.strerror(error.code)}{_relief(error.code)}"
+    remedy = "; Ray's log directory is gone: create it again" if error.code == errno.ENOENT else relief(error.code)
+    return f"cannot create the log file {os.fsdecode(error.path)!r}: {os.strerror(error.code)}{remedy}"
+
+
+def _writing(error: SetupError) -> str:
+    text = f"cannot write to the log file {os.fsdecode(error.path)!r}: {os.strerror(error.code)}{relief(error.code)}"
+    return f"{text}, or launch with want_stdio=False"
 
 
 def _forking(error: SetupError, spec: Spec) -> str:
-    return f"cannot fork for {os.fsdecode(spec.program)!r}: {os.strerror(error.code)}{_relief(error.code)}"
+    return f"cannot fork for {os.fsdecode(spec.program)!r}: {os.strerror(error.code)}{relief(error.code)}"
 
 
-def _relief(code: int) -> str:
+def relief(code: int, place: str = "Ray's log directory") -> str:
+    """What to do about an errno, to be put behind its text; "" for one that is not about a shortage."""
     return {
         errno.EMFILE: "; raise the limit of open files (ulimit -n) that Ray's processes start with",
         errno.ENFILE: "; the node's table of open files is full (fs.file-max)",
         errno.EAGAIN: "; the node's limit of processes is reached (ulimit -u, pids cgroup): end some, or raise it",
         errno.ENOMEM: "; the node is out of memory",
-        errno.ENOSPC: "; free space or inodes on the disk of Ray's log directory",
-        errno.EDQUOT: "; free space in the quota of Ray's log directory",
-        errno.EACCES: "; let the user that runs Ray write to Ray's log directory",
+        errno.ENOSPC: f"; free space or inodes on the disk of {place}",
+        errno.EDQUOT: f"; free space in the quota of {place}",
+        errno.EROFS: f"; make the disk of {place} writable, which the kernel may have stopped after an error of it",
+        errno.EACCES: f"; let the user that runs Ray write to {place}",
     }.get(code, "")
 
 

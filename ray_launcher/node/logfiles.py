@@ -11,6 +11,8 @@ import fcntl
 import os
 import stat
 
+from ray_launcher.node import reserve
+
 #: Files set aside at the most; more are unlinked.
 _SPARE = 256
 PREFIX = b"ray-launcher-spare-"
@@ -28,9 +30,12 @@ class LogFiles:
         spare = self._spare.get(os.path.dirname(path))
         if spare and not os.path.lexists(path):
             try:
-                os.rename(spare.pop(), path)
+                os.rename(spare[-1], path)
+                spare.pop()
+            except FileNotFoundError:
+                spare.pop()  # somebody tidied up; the open below creates the file
             except OSError:
-                pass  # somebody tidied up; the open below creates the file
+                pass  # a disk that is read-only, say: it stays for later
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
     def done(self, path: bytes) -> None:
@@ -63,7 +68,7 @@ class LogFiles:
 
 def _is_as_new(path: bytes) -> bool:
     """Whether nobody has the file open, and it is empty, ours alone and has no other name."""
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    fd = reserve.with_room(os.open, path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         found = os.fstat(fd)  # under the lease: a writer may have come and gone just before
@@ -73,4 +78,4 @@ def _is_as_new(path: bytes) -> bool:
     else:
         return found.st_size == 0 and found.st_nlink == 1 and found.st_mode == stat.S_IFREG | 0o600
     finally:
-        os.close(fd)
+        reserve.close(fd)

@@ -3,43 +3,63 @@
 Usage: main.py DIRECTORY RAYLET_PID ORPHAN_GRACE END_GRACE LEFTOVER_GRACE KILL_BOUND. Takes the lock of DIRECTORY,
 listens on DIRECTORY/socket, leaves its parent (so that nothing which kills a Ray worker's children finds it), becomes
 guard and supervisor, writes its pid to stdout as the sign that it listens, and serves. Where DIRECTORY has a
-supervisor already it says so on stdout instead, and its exit status is 3.
+supervisor already it says so on stdout instead, and its exit status is 3. Where the node lacks what it takes, it says
+"failed ERRNO TEXT" there: stderr is a file, for which there may be no room.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
 import sys
 
+TYPE_CHECKING = False  # typing's own costs the supervisor a megabyte
+if TYPE_CHECKING:
+    from ray_launcher.node.supervisor import Supervisor
+
 
 def main(directory: str, raylet: str, *seconds: str) -> int:
-    """Become the supervisor of `directory`; returns when it has ended."""
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # no child may inherit what we did
-    lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Become the supervisor of `directory`; returns when it has ended, or could not start."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.write(1, b"there is one already\n")
+        serving = _start(directory, raylet, *seconds)
+    except (OSError, MemoryError) as error:
+        code = errno.ENOMEM if isinstance(error, MemoryError) else error.errno or 0
+        os.write(1, b"failed %d %s\n" % (code, (str(error) or "no memory").encode()))
+        return 1
+    if serving is None:
         return 3
-    listener = _listen(lock)
-    if os.fork():
-        os._exit(0)
-    _stand_in_packages()
-    from ray_launcher.node.guard import fork_guarded
-    from ray_launcher.node.supervisor import Graces, Supervisor
-
-    graces = Graces(*map(float, seconds))
-    fork_guarded(directory, lock, graces.kill_bound)
-    serving = Supervisor(listener, int(raylet), graces)
-    os.write(1, b"%d\n" % os.getpid())
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1):  # stderr is the agent's file for our last words
         os.dup2(null, fd)
     os.close(null)
     serving.run()
     return 0
+
+
+def _start(directory: str, raylet: str, *seconds: str) -> Supervisor | None:
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # no child may inherit what we did
+    lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.write(1, b"there is one already\n")
+        return None
+    listener = _listen(lock)
+    if os.fork():
+        os._exit(0)
+    _stand_in_packages()
+    from ray_launcher.node import reserve
+    from ray_launcher.node.guard import fork_guarded
+    from ray_launcher.node.supervisor import Graces, Supervisor
+
+    graces = Graces(*map(float, seconds))
+    fence = fork_guarded(directory, lock, graces.kill_bound)
+    reserve.keep_back()
+    serving = Supervisor(listener, int(raylet), graces, fence)
+    os.write(1, b"%d\n" % os.getpid())
+    return serving
 
 
 def _listen(directory: int) -> socket.socket:

@@ -7,8 +7,10 @@ import os
 import select
 import socket
 import struct
+import time
 from collections import deque
 
+from ray_launcher.node import reserve
 from ray_launcher.node.protocol import FrameReader, ProtocolError
 from ray_launcher.node.timers import Timers
 
@@ -22,6 +24,8 @@ _MOST = 32
 _BURST = 8
 #: Seconds without accepting after the kernel had no descriptor or memory for one more connection.
 _PAUSE = 0.1
+#: The same without reading where it has no memory; the whole loop waits, for nothing in it could do much.
+_BREATH = 0.01
 
 
 class Peer:
@@ -31,6 +35,7 @@ class Peer:
         self.sock = sock
         self.reader = FrameReader()
         self.inbox: deque[list[bytes]] = deque()
+        self.unread = b""  # received, but there was no memory to look at it
         self.outbox = bytearray()
         self.is_agent = False
         self.events = select.EPOLLIN
@@ -73,6 +78,7 @@ class Peers:
 
     def serve(self) -> None:
         """Carry out some of what waits, of everyone alike."""
+        reserve.restore()  # it is not for launches
         for peer in list(self._peers.values()):
             try:
                 for _ in range(min(_BURST, len(peer.inbox))):
@@ -133,11 +139,15 @@ class Peers:
         if peer.inbox:
             return  # first things first; the kernel's buffer holds the sender back
         try:
-            data = peer.sock.recv(1 << 18)
-            if not data:
+            peer.unread = peer.unread or reserve.with_room(peer.sock.recv, 1 << 18)
+            if not peer.unread:
                 raise ConnectionError("closed by the peer")
-            peer.inbox.extend(peer.reader.feed(data))
+            peer.inbox.extend(reserve.with_room(peer.reader.feed, peer.unread))
+            peer.unread = b""
         except BlockingIOError:
             pass
+        except MemoryError:
+            time.sleep(_BREATH)
+            self._timers.after(0, lambda: self._receive(peer))
         except (OSError, ProtocolError):
             self.drop(peer)

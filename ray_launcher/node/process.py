@@ -28,7 +28,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 class SetupError(Exception):
-    """The program could not be started. `step` names what failed: open, cwd or exec; `code` is the errno."""
+    """The program could not be started. `step` names what failed: open, room, cwd or exec; `code` is the errno."""
 
     def __init__(self, step: str, code: int, path: bytes) -> None:
         super().__init__(step, code, path)
@@ -77,6 +77,8 @@ class Starter:
             stdout = self._output(spec.stdout, opened)
             stderr = self._output(spec.stderr, opened)
             begin = os.lseek(stderr, 0, os.SEEK_END) if spec.stderr else 0
+            if opened and not _has_room(opened[-1]):
+                raise SetupError("room", errno.ENOSPC, spec.stderr or spec.stdout)
             return self._spawn(spec, env, (self._null, stdout, stderr)), begin
         finally:
             for fd in opened:
@@ -103,6 +105,8 @@ class Starter:
             raise SetupError("exec", error.errno or 0, os.fsencode(error.filename or spec.program)) from None
         except ValueError:  # a NUL
             raise SetupError("exec", errno.EINVAL, spec.program) from None
+        except MemoryError:  # before the spawn, which allocates outside of Python
+            raise SetupError("exec", errno.ENOMEM, spec.program) from None
         finally:
             if spec.cwd:
                 os.fchdir(self._home)
@@ -124,6 +128,13 @@ def find_program(program: bytes, env: dict[bytes, bytes]) -> bytes:
         denied = denied or candidate
     code = errno.EACCES if denied else errno.ENOENT
     raise OSError(code, os.strerror(code), denied or program)
+
+
+def _has_room(fd: int) -> bool:
+    """Whether this user can write one more block to the disk of an open file, as far as the disk tells."""
+    disk = os.fstatvfs(fd)
+    free = disk.f_bavail if os.geteuid() else disk.f_bfree  # some blocks are kept for root
+    return free > 0 or disk.f_blocks == 0
 
 
 def _enter(cwd: bytes) -> None:

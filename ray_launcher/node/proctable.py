@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 
+from ray_launcher.node import reserve
+
 COOKIE = b"RAY_LAUNCHER_ID="
 
 
@@ -72,7 +74,7 @@ def tree(pid: int) -> list[Stat]:
 
 def snapshot() -> dict[int, Stat]:
     """Every process on the machine that this user can see."""
-    pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
+    pids = (int(name) for name in _names("/proc") if name.isdigit())
     return {pid: found for pid in pids if (found := stat(pid)) is not None}
 
 
@@ -97,7 +99,7 @@ def cookie(pid: int) -> bytes | None:
 def send(seen: Stat, signum: int) -> None:
     """Signal the very process that was `seen`, never a later one with its pid; nothing when it is gone."""
     try:
-        fd = os.pidfd_open(seen.pid)
+        fd = reserve.with_room(os.pidfd_open, seen.pid)
     except OSError:
         return
     try:
@@ -107,7 +109,7 @@ def send(seen: Stat, signum: int) -> None:
     except OSError:
         pass
     finally:
-        os.close(fd)
+        reserve.close(fd)
 
 
 def _memory(pid: int, name: str) -> bytes | None:
@@ -121,14 +123,21 @@ def _memory(pid: int, name: str) -> bytes | None:
 
 def _threads(pid: int) -> list[str]:
     try:
-        return os.listdir(f"/proc/{pid}/task")
+        return _names(f"/proc/{pid}/task")
     except OSError:
         return []
 
 
+def _names(directory: str) -> list[str]:
+    try:
+        return reserve.with_room(os.listdir, directory)
+    finally:
+        reserve.restore()
+
+
 def _read(path: str) -> bytes | None:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = reserve.with_room(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
@@ -139,4 +148,4 @@ def _read(path: str) -> bytes | None:
     except OSError:
         return None
     finally:
-        os.close(fd)
+        reserve.close(fd)

@@ -45,9 +45,19 @@ class FrameReader:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[list[bytes]]:
-        """Return the frames that `data` completes. After a `ProtocolError` the stream is of no more use."""
+        """Return the frames that `data` completes. After a `ProtocolError` the stream is of no more use.
+
+        After a MemoryError nothing has been taken: feed it again.
+        """
+        self._buffer += data
+        try:
+            return self._complete()
+        except MemoryError:
+            del self._buffer[len(self._buffer) - len(data) :]
+            raise
+
+    def _complete(self) -> list[list[bytes]]:
         buffer = self._buffer
-        buffer += data
         frames = []
         at = 0
         while len(buffer) - at >= 4:

@@ -23,6 +23,7 @@ import time
 
 from ray_launcher.node import process, proctable
 from ray_launcher.node.failures import explain
+from ray_launcher.node.guard import Fence
 from ray_launcher.node.kinship import Proc
 from ray_launcher.node.logfiles import LogFiles
 from ray_launcher.node.peers import Peer, Peers
@@ -55,10 +56,10 @@ class Graces:
 class Supervisor:
     """Serves one listening socket until it is stopped, orphaned, or its raylet is gone."""
 
-    def __init__(self, listener: socket.socket, raylet: int, graces: Graces) -> None:
+    def __init__(self, listener: socket.socket, raylet: int, graces: Graces, fence: Fence) -> None:
         proctable.check()
         process.become_subreaper()
-        self._graces = graces
+        self._graces, self._fence = graces, fence
         self._timers = Timers()
         self._procs = Procs(self._timers, graces.leftover_grace, graces.kill_bound, self._stuck, self._gone)
         self._files = LogFiles()
@@ -186,6 +187,7 @@ class Supervisor:
         """The agent has word that nobody takes the node for lost before `until`."""
         if self._lease is not None:
             self._lease.cancel()
+        self._fence.move(until)
         self._lease = self._timers.at(until, lambda: self._stop(min(self._graces.end_grace, _FENCE_GRACE)))
 
     def _hello(self, peer: Peer) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from ray_launcher.node import reserve
+
 #: A longer line keeps its last bytes, behind `TRUNCATED`.
 MAX_LINE = 64 << 10
 TRUNCATED = "[truncated] "
@@ -25,15 +27,15 @@ def read_tail(path: str | bytes | os.PathLike[str], lines: int, begin: int = 0) 
     if lines <= 0:
         return []
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
+        fd = reserve.with_room(os.open, path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
     except OSError:
         return []
     try:
-        return _last_lines(fd, min(lines, MAX_LINES), begin)
-    except OSError:
+        return reserve.with_room(_last_lines, fd, min(lines, MAX_LINES), begin)
+    except (OSError, MemoryError):
         return []
     finally:
-        os.close(fd)
+        reserve.close(fd)
 
 
 def _last_lines(fd: int, wanted: int, begin: int) -> list[str]:

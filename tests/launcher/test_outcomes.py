@@ -196,8 +196,9 @@ def test_a_launch_that_is_cancelled_before_it_arrives_never_begins_and_blocks_no
 def test_launches_that_are_cancelled_while_the_spawner_is_busy_block_no_later_one(odd: ActorProcLauncher) -> None:
     busy = odd.launch(an_id(), opts("block", "1")).exit_port
     cancelled = [odd.launch(an_id(), opts("hang")).exit_port for _ in range(50)]
-    for port in cancelled:
-        ray.cancel(port.ref)
+    refs = [port.ref for port in cancelled]  # first, since Ray may lose a cancel that overtakes its task
+    for ref in refs:
+        ray.cancel(ref)
     later = odd.launch(an_id(), opts("at_once")).exit_port
     assert later.wait(DEADLINE).ok
     assert busy.wait(DEADLINE).ok

@@ -132,6 +132,8 @@ def test_a_supervisor_that_cannot_start_says_why(tmp_path: Path, monkeypatch: py
     client.make_directory(tmp_path / "run")
     with pytest.raises(client.SupervisorError, match="ValueError: could not convert string to float: 'soon'"):
         client.start(tmp_path / "run", 0, "soon", 1.0)  # type: ignore[arg-type]  # that is the point
+    assert not (tmp_path / "run").exists()
+    client.make_directory(tmp_path / "run")
     monkeypatch.setattr(sys, "executable", str(tmp_path / "missing"))
     with pytest.raises(client.SupervisorError, match="missing"):
         client.start(tmp_path / "run", 0, 1.0, 1.0)

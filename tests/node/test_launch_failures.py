@@ -15,6 +15,7 @@ import pytest
 from node_rig import Exit, Rig, Wire, until
 from other_user import NOBODY, answer_of, needs_root, process_of
 
+from ray_launcher.node.guard import Fence
 from ray_launcher.node.spec import Spec
 from ray_launcher.node.supervisor import Graces, Supervisor
 
@@ -128,7 +129,7 @@ def test_a_log_directory_that_is_gone(rig: Rig) -> None:
     rig.logs.rmdir()
     end = rig.exit(rig.launch("/bin/true"))
     rig.logs.mkdir()
-    _fails(end, None, "log file", os.strerror(errno.ENOENT))
+    _fails(end, None, "log file", os.strerror(errno.ENOENT), "Ray's log directory is gone")
 
 
 def test_a_log_file_that_is_a_link_is_refused(rig: Rig, tmp_path: Path) -> None:
@@ -235,7 +236,7 @@ def test_no_process_left(tmp_path: Path) -> None:
 
     def supervise() -> None:
         resource.setrlimit(resource.RLIMIT_NPROC, (1, 50))
-        Supervisor(listener, 0, Graces(60.0, 0.0, 0.0, 1.0)).run()
+        Supervisor(listener, 0, Graces(60.0, 0.0, 0.0, 1.0), Fence()).run()
 
     def ask() -> str:
         wire = Wire(address)

@@ -15,6 +15,7 @@ import pytest
 from node_rig import Rig, Wire, exists, stat, until
 from other_user import NOBODY, answer_of, needs_root, process_of
 
+from ray_launcher.node.guard import Fence
 from ray_launcher.node.spec import Spec
 from ray_launcher.node.supervisor import Graces, Supervisor
 
@@ -145,7 +146,7 @@ def test_a_leader_that_became_another_user_is_reported_and_no_more(become_root: 
         return f"{pid} {end.kind} {end.reason}"
 
     def supervise() -> None:
-        Supervisor(listener, 0, Graces(60.0, 0.0, 0.0, 0.3)).run()
+        Supervisor(listener, 0, Graces(60.0, 0.0, 0.0, 0.3), Fence()).run()
 
     with listener, process_of(NOBODY, supervise):
         pid, kind, reason = answer_of(NOBODY, ask).split(" ", 2)

@@ -7,7 +7,6 @@ import fcntl
 import functools
 import itertools
 import os
-import resource
 import select
 import shutil
 import signal
@@ -18,6 +17,8 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
+
+from limits import without_descriptors
 
 from ray_launcher.node import client
 from ray_launcher.node.protocol import FrameReader, pack
@@ -180,11 +181,14 @@ class Rig:
         end_grace: float = 0.3,
         leftover_grace: float = 0.3,
         kill_bound: float = 10.0,
+        directory: Path | None = None,
+        logs: Path | None = None,
     ) -> None:
+        """directory, logs: elsewhere than below `path`."""
         self.path = path
         self.marker = f"rig-{uuid.uuid4().hex}"
-        self.directory = path / "run" / "supervisor"
-        self.logs = path / "logs"
+        self.directory = directory or path / "run" / "supervisor"
+        self.logs = logs or path / "logs"
         self.logs.mkdir()
         self.base = {b"PATH": b"/usr/local/bin:/usr/bin:/bin"}
         self._start = functools.partial(
@@ -277,14 +281,8 @@ class Rig:
     @contextlib.contextmanager
     def without_descriptors(self) -> Iterator[None]:
         """The supervisor can open no file or connection meanwhile."""
-        used = {int(path.name) for path in Path(f"/proc/{self.pid}/fd").iterdir()}
-        lowest = min(set(range(1000)) - used)
-        limits = resource.prlimit(self.pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (lowest, limits[1]))
-        try:
+        with without_descriptors(self.pid):
             yield
-        finally:
-            resource.prlimit(self.pid, resource.RLIMIT_NOFILE, limits)
 
     def log(self, token: bytes, stream: str) -> Path:
         return self.logs / f"{token.decode()}.{stream}"

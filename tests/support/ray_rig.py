@@ -55,9 +55,9 @@ class Nodes:
         return Placement(node_id=self.ids()[zone])
 
     @contextlib.contextmanager
-    def one_more(self, labels: dict[str, str]) -> Iterator[str]:
+    def one_more(self, labels: dict[str, str], **more: Any) -> Iterator[str]:
         """Another node, for as long as this is open; its id."""
-        node = self._cluster.add_node(num_cpus=1, labels=labels, **self._quiet)
+        node = self._cluster.add_node(num_cpus=1, labels=labels, **more, **self._quiet)
         try:
             yield node.node_id
         finally:
@@ -165,13 +165,14 @@ def _command(pid: int) -> str:
 class Driver:
     """A Python process that runs `script`, and is told things line by line."""
 
-    def __init__(self, script: str, *arguments: str) -> None:
+    def __init__(self, script: str, *arguments: str, environ: dict[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-c", script, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env=environ,
         )
 
     def read(self) -> str:

@@ -1,0 +1,255 @@
+"""A node short of something, seen from the driver: launches fail in words, what runs is unharmed, and it passes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from limits import cgroup, without_descriptors, without_memory
+from node_rig import running, stat, until
+from ray_rig import DEADLINE, Nodes, agents_of, ended, python, shell
+from small_disk import SmallDisk, small_disk
+
+from ray_launcher import Failed, LaunchOptions, Placement, RayProcLauncher
+
+#: Its output leaves no empty file behind, which would be set aside, and serve a launch when there are no inodes.
+LOUD = "echo out; echo err >&2"
+
+
+class Kept:
+    """A proc that waits for its end. pid: its leader's."""
+
+    def __init__(self, gate: Path, pid: int) -> None:
+        self._gate, self.pid = gate, pid
+        self.ended = False
+
+    def end(self) -> None:
+        self.ended = True
+        self._gate.write_text("go\n")
+        until(lambda: not running(self.pid), "the proc has ended")
+
+
+class Node:
+    """One with a small disk for its logs and its temporary files, and a session that has been there."""
+
+    def __init__(self, launcher: RayProcLauncher, node_id: str, disk: SmallDisk) -> None:
+        self.launcher, self.disk, self.on = launcher, disk, Placement(node_id=node_id)
+        self._names = (f"proc {n}" for n in itertools.count())
+        assert self.serves()
+        [self.agent] = [actor for actor in agents_of(launcher.session) if self._facts(actor)["node"] == node_id[:16]]
+
+    def run(self, opts: LaunchOptions) -> tuple[str, Any]:
+        name = next(self._names)
+        return name, self.launcher.launch(name, opts).exit_port
+
+    def serves(self) -> bool:
+        _, port = self.run(shell(f"{LOUD}; exit 3", self.on))
+        return ended(port).returncode == 3
+
+    def refuses(self, *words: str) -> None:
+        """The next launch fails, and says these words."""
+        kind = ended(self.run(shell(f"{LOUD}; exit 3", self.on))[1]).kind
+        assert isinstance(kind, Failed), kind
+        assert all(word in kind.reason for word in words), kind
+        assert "Traceback" not in kind.reason
+
+    @contextlib.contextmanager
+    def keeps(self) -> Iterator[Kept]:
+        """A proc that is there before goes on, and its exit arrives, with its last words."""
+        gate = Path(tempfile.gettempdir()) / "gate"
+        os.mkfifo(gate)
+        try:
+            name, port = self.run(
+                shell(f"echo $$; echo first >&2; read -r _ <'{gate}'; echo last >&2; exit 5", self.on)
+            )
+            kept = Kept(gate, int(next(self.launcher.logs(name, follow=True))))
+            yield kept
+            if not kept.ended:
+                assert not port.done()
+                kept.end()
+            result = ended(port)
+            assert (result.returncode, result.stderr_tail) == (5, ["first", "last"])
+        finally:
+            gate.unlink()
+
+    @staticmethod
+    def _facts(agent: Any) -> dict[str, Any]:
+        facts: dict[str, Any] = ray.get(agent.info.remote())
+        return {**facts, "node": Path(facts["directory"]).name.split("-")[1]}
+
+    def agent_pid(self) -> int:
+        return int(self._facts(self.agent)["pid"])
+
+    def directory(self) -> Path:
+        return Path(self._facts(self.agent)["directory"])
+
+    def supervisor_pid(self) -> int:
+        """It is the child of the other one, its guard."""
+        directory = os.fsencode(self.directory())
+        pids = {int(path.parent.name): path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
+        both = {pid for pid, line in pids.items() if b"node/main.py" in line and directory in line and running(pid)}
+        [supervisor] = [pid for pid in both if int(stat(pid)[1]) in both]
+        return supervisor
+
+
+@pytest.fixture(scope="module")
+def pressed(nodes: Nodes) -> Iterator[tuple[str, SmallDisk]]:
+    """The id of a node, and its disk."""
+    path = Path(tempfile.gettempdir()) / "p"
+    with (
+        small_disk(path) as disk,
+        nodes.one_more({"zone": "pressed"}, temp_dir=str(path), env_vars={"TMPDIR": str(path)}) as node_id,
+    ):
+        yield node_id, disk
+
+
+@pytest.fixture(scope="module")
+def session(pressed: tuple[str, SmallDisk]) -> Iterator[RayProcLauncher]:
+    with RayProcLauncher(grace=1) as launcher:
+        Node(launcher, *pressed)  # its agent is there before the first test
+        yield launcher
+        launcher.close(0)
+
+
+@pytest.fixture
+def node(session: RayProcLauncher, pressed: tuple[str, SmallDisk]) -> Iterator[Node]:
+    """After the test it serves as before."""
+    node = Node(session, *pressed)
+    agent, supervisor = node.agent_pid(), node.supervisor_pid()
+    yield node
+    assert node.serves()
+    assert (agent, supervisor) == (node.agent_pid(), node.supervisor_pid())
+
+
+# -- disks ------------------------------------------------------------------------------------------------------------
+
+
+def _no_room(disk: SmallDisk) -> AbstractContextManager[None]:
+    return disk.full()
+
+
+def _no_inodes(disk: SmallDisk) -> AbstractContextManager[None]:
+    return disk.without_inodes()
+
+
+def _read_only(disk: SmallDisk) -> AbstractContextManager[None]:
+    return disk.read_only()
+
+
+_FREE = "free space or inodes on the disk of Ray's log directory"
+
+
+@pytest.mark.parametrize(
+    "pressure, code, remedy",
+    [
+        pytest.param(_no_room, errno.ENOSPC, _FREE, id="full"),
+        pytest.param(_no_inodes, errno.ENOSPC, _FREE, id="no inodes"),
+        pytest.param(_read_only, errno.EROFS, "make the disk of Ray's log directory writable", id="read-only"),
+    ],
+)
+def test_a_disk_that_takes_no_logs(
+    node: Node, pressure: Callable[[SmallDisk], AbstractContextManager[None]], code: int, remedy: str
+) -> None:
+    with node.keeps(), pressure(node.disk):
+        for _ in range(3):
+            node.refuses("log file", os.strerror(code), remedy)
+        name, port = node.run(shell("exit 3", node.on, want_stdio=False))
+        assert ended(port).returncode == 3
+        assert list(node.launcher.logs(name)) == []
+
+
+_WRITER = """
+import os, time
+os.write(1, b"first\\n")
+try:
+    while True:
+        os.write(1, b"x" * 999 + b"\\n")
+        time.sleep(0.01)
+except OSError as error:
+    os._exit(error.errno)
+"""
+
+
+def test_what_a_proc_cannot_write_to_a_full_disk_is_its_own_affair(node: Node) -> None:
+    name, port = node.run(python(_WRITER, node.on))
+    assert next(node.launcher.logs(name, follow=True)) == "first"
+    with node.disk.full():
+        assert ended(port).returncode == errno.ENOSPC
+        _, *lines, last = node.launcher.logs(name)
+        assert set(lines) == {"x" * 999}
+        assert set(last) == {"x"}  # the disk may have filled up within it
+
+
+def test_an_agent_killed_while_the_disk_is_full_comes_back_when_there_is_room(
+    session: RayProcLauncher, pressed: tuple[str, SmallDisk]
+) -> None:
+    """As Ray's memory monitor kills it. Ray cannot start a worker that cannot write its log, and goes on trying."""
+    node = Node(session, *pressed)
+    supervisor, agent = node.supervisor_pid(), node.agent_pid()
+    with node.keeps() as kept:
+        with node.disk.full():
+            os.kill(agent, signal.SIGKILL)
+            until(lambda: not running(agent), "the agent is gone")
+            kept.end()
+        assert node.serves()
+    assert node.agent_pid() != agent
+    assert node.supervisor_pid() == supervisor
+
+
+def test_a_supervisor_that_finds_no_inode_for_itself(pressed: tuple[str, SmallDisk]) -> None:
+    with RayProcLauncher(grace=1) as launcher:
+        node = Node(launcher, *pressed)
+        directory = node.directory()
+        os.kill(node.supervisor_pid(), signal.SIGKILL)
+        until(lambda: not directory.exists(), "the guard has tidied up")
+        with node.disk.without_inodes():
+            for _ in range(3):
+                node.refuses(
+                    "no supervisor on the node: cannot create the directory",
+                    f"on the disk of the directory {node.disk.path}",
+                )
+        assert node.serves()
+
+
+# -- descriptors, processes, memory -----------------------------------------------------------------------------------
+
+
+def test_a_supervisor_without_descriptors(node: Node) -> None:
+    with node.keeps(), without_descriptors(node.supervisor_pid()):
+        node.refuses("log file", os.strerror(errno.EMFILE), "ulimit -n")
+
+
+def test_a_supervisor_without_memory(node: Node) -> None:
+    with node.keeps(), without_memory(node.supervisor_pid()):
+        node.refuses("cannot fork for 'sh'", "out of memory")
+
+
+def test_a_supervisor_without_processes(node: Node) -> None:
+    with cgroup("pids") as group:
+        group.add(node.supervisor_pid())
+        with node.keeps():
+            group.limit_tasks(group.tasks())
+            node.refuses("cannot fork for 'sh'", "the node's limit of processes is reached")
+        group.limit_tasks(None)
+
+
+def test_an_agent_without_descriptors_serves_on_and_its_logs_wait(node: Node) -> None:
+    name, port = node.run(shell(LOUD, node.on))
+    assert ended(port).ok
+    with node.keeps(), futures.ThreadPoolExecutor() as pool:
+        with without_descriptors(node.agent_pid()):
+            assert node.serves()
+            lines = pool.submit(list, node.launcher.logs(name))
+            assert not futures.wait([lines], 1).done  # it would have read nothing, and taken that for all
+        assert lines.result(DEADLINE) == ["out"]

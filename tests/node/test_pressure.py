@@ -1,0 +1,323 @@
+"""A node short of something: clear failures, what runs is unharmed, and all is well when the shortage ends."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+from limits import Cgroup, cgroup, without_memory
+from node_rig import Exit, Rig, until
+from small_disk import SmallDisk, small_disk
+
+from ray_launcher.node import client
+
+#: A leader with an escaped child, which ignores TERM; both write their pids.
+TREE = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = os.fork()
+if child == 0:
+    os.setsid()
+    os.write(1, b"%d\\n" % os.getpid())
+    time.sleep(9999)
+os.write(1, b"%d\\n" % os.getpid())
+"""
+
+
+def _fails(end: Exit, *words: str) -> None:
+    assert (end.kind, end.value, end.tail) == ("failed", None, []), end
+    assert all(word in end.reason for word in words), end.reason
+
+
+class Gate:
+    """Something that a proc can wait for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        os.mkfifo(path)
+
+    def open(self) -> None:
+        self.path.write_text("go\n")
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Gate:
+    return Gate(tmp_path / "gate")
+
+
+def waits(rig: Rig, gate: Gate, then: str) -> bytes:
+    """A proc that runs, and goes on when the gate is opened."""
+    token = rig.sh(f"echo first >&2; echo $$; read -r _ <'{gate.path}'; {then}")
+    rig.words(token)
+    return token
+
+
+# -- descriptors ------------------------------------------------------------------------------------------------------
+
+
+def test_without_descriptors_exits_are_told_with_their_last_words(rig: Rig, gate: Gate) -> None:
+    token = waits(rig, gate, "echo last >&2; exit 5")
+    with rig.without_descriptors():
+        gate.open()
+        end = rig.exit(token)
+    assert (end.value, end.tail) == (5, ["first", "last"])
+
+
+def test_without_descriptors_a_whole_tree_is_killed(rig: Rig) -> None:
+    token = rig.python(TREE + "time.sleep(9999)")
+    pids = rig.pids(token, 2)
+    with rig.without_descriptors():
+        rig.wire.send(b"kill", token)
+        assert rig.exit(token).value == signal.SIGKILL
+        rig.gone(*pids)
+
+
+def test_without_descriptors_what_outlives_its_leader_is_swept(rig: Rig, gate: Gate) -> None:
+    token = rig.python(TREE + f"open({str(gate.path)!r}).read(); os._exit(4)")
+    pids = rig.pids(token, 2)
+    with rig.without_descriptors():
+        gate.open()
+        assert rig.exit(token).value == 4
+        rig.gone(*pids)
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_without_memory_a_launch_fails_and_what_runs_goes_on(rig: Rig, gate: Gate) -> None:
+    token = waits(rig, gate, "echo last >&2; exit 5")
+    with without_memory(rig.pid):
+        _fails(rig.exit(rig.launch("/bin/true")), "cannot fork for '/bin/true'", "out of memory")
+        gate.open()
+        end = rig.exit(token)
+    assert (end.value, end.tail) == (5, ["first", "last"])
+    assert rig.exit(rig.launch("/bin/true")).value == 0
+
+
+def test_without_memory_a_large_launch_gets_its_answer_and_so_do_those_behind_it(rig: Rig) -> None:
+    with without_memory(rig.pid):
+        for size in (100_000, 100_000, 100_000, 10):
+            end = rig.exit(rig.launch("/bin/true", *["x" * size] * 15))
+            assert end.value == 0 or "out of memory" in end.reason
+    assert rig.exit(rig.launch("/bin/true", *["x" * 100_000] * 15)).value == 0
+
+
+def test_without_memory_what_is_too_large_to_be_read_waits_for_it(rig: Rig, gate: Gate) -> None:
+    token = waits(rig, gate, "exit 5")
+    with without_memory(rig.pid):
+        rig.wire.sock.settimeout(0.2)
+        with pytest.raises(TimeoutError):  # the kernel holds what the supervisor cannot
+            rig.launch("/bin/true", *["x" * 100_000] * 200)
+        gate.open()
+        assert rig.exit(token).value == 5
+    rig.wire.close()
+    rig.connect()
+    assert rig.exit(rig.launch("/bin/true")).value == 0
+
+
+def test_without_memory_an_exit_is_told_with_or_without_a_long_tail(rig: Rig, gate: Gate) -> None:
+    token = waits(rig, gate, "seq 1 1000000 >&2; exit 5")
+    with without_memory(rig.pid):
+        gate.open()
+        end = rig.exit(token)
+    assert end.value == 5
+    assert end.tail in ([], [str(n) for n in range(999_901, 1_000_001)])
+
+
+def test_a_proc_that_takes_all_the_memory_is_killed_alone(rig: Rig, gate: Gate) -> None:
+    token = waits(rig, gate, "exit 5")
+    with cgroup("memory") as group:
+        group.add(rig.pid)
+        group.limit_memory(100 << 20)
+        greedy = rig.python("list(iter(lambda: bytearray(b'x' * (1 << 20)), None))")
+        hold = "x = []\nwhile True: x.append(b'x' * (1 << 20))"
+        assert rig.exit(rig.python(hold)).value == signal.SIGKILL
+        gate.open()
+        assert rig.exit(token).value == 5
+        assert rig.exit(greedy).value == signal.SIGKILL
+
+
+# -- processes --------------------------------------------------------------------------------------------------------
+
+
+def test_without_processes_a_launch_fails_and_what_runs_goes_on(rig: Rig, gate: Gate) -> None:
+    token = waits(rig, gate, "echo last >&2; exit 5")
+    with cgroup("pids") as group:
+        group.add(rig.pid)
+        group.limit_tasks(group.tasks())
+        _fails(rig.exit(rig.launch("/bin/true")), "cannot fork for '/bin/true'", "limit of processes", "pids cgroup")
+        gate.open()
+        end = rig.exit(token)
+        assert (end.value, end.tail) == (5, ["first", "last"])
+        group.limit_tasks(None)
+        assert rig.exit(rig.launch("/bin/true")).value == 0
+
+
+# -- disks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    with small_disk(tmp_path / "disk", megabytes=1, inodes=20) as disk:
+        yield disk
+
+
+@pytest.fixture
+def stored(disk: SmallDisk, tmp_path: Path) -> Iterator[Rig]:
+    """Its log files are on that disk."""
+    rig = Rig(tmp_path, logs=disk.path / "logs")
+    rig.start()
+    rig.connect()
+    yield rig
+    rig.stop()
+
+
+def _no_room(disk: SmallDisk) -> AbstractContextManager[None]:
+    return disk.full()
+
+
+def _no_inodes(disk: SmallDisk) -> AbstractContextManager[None]:
+    return disk.without_inodes()
+
+
+def _read_only(disk: SmallDisk) -> AbstractContextManager[None]:
+    return disk.read_only()
+
+
+DISKS = [
+    pytest.param(_no_room, errno.ENOSPC, "free space or inodes on the disk of Ray's log directory", id="full"),
+    pytest.param(_no_inodes, errno.ENOSPC, "free space or inodes on the disk of Ray's log directory", id="no inodes"),
+    pytest.param(_read_only, errno.EROFS, "make the disk of Ray's log directory writable", id="read-only"),
+]
+
+
+@pytest.mark.parametrize("pressed, code, remedy", DISKS)
+def test_a_disk_that_takes_no_log_files_fails_launches_and_what_runs_goes_on(
+    stored: Rig,
+    gate: Gate,
+    disk: SmallDisk,
+    pressed: Callable[[SmallDisk], AbstractContextManager[None]],
+    code: int,
+    remedy: str,
+) -> None:
+    token = waits(stored, gate, "exit 5")
+    with pressed(disk):
+        _fails(stored.exit(stored.launch("/bin/true")), "the log file '", os.strerror(code), remedy)
+        assert stored.exit(stored.launch("/bin/true", stdio=False)).value == 0
+        gate.open()
+        end = stored.exit(token)
+    assert (end.value, end.tail) == (5, ["first"])
+    assert stored.exit(stored.sh("echo again >&2; exit 3")).tail == ["again"]
+
+
+def test_what_a_proc_cannot_write_to_a_full_disk_is_its_own_affair(stored: Rig, gate: Gate, disk: SmallDisk) -> None:
+    script = f"import os, sys\nopen({str(gate.path)!r}).read()\ntry:\n os.write(2, b'x' * 8192)\n"
+    script += " os.write(2, b'x' * 8192)\nexcept OSError as error:\n os._exit(error.errno)"
+    token = stored.python(script)
+    stored.started(token)
+    with disk.full():
+        gate.open()
+        assert stored.exit(token).value == errno.ENOSPC
+
+
+@pytest.mark.parametrize("pressed", [_no_inodes, _read_only])
+def test_files_set_aside_are_used_or_kept(
+    stored: Rig, disk: SmallDisk, pressed: Callable[[SmallDisk], AbstractContextManager[None]]
+) -> None:
+    """None may be forgotten: the end of the rig checks that no file is left."""
+    stored.exit(stored.launch("/bin/true"))
+    until(lambda: len([*stored.logs.glob("*spare*")]) == 2, "two files are set aside")
+    with pressed(disk):
+        first, second = stored.exit(stored.sh("echo out; exit 3")), stored.exit(stored.sh("echo out; exit 3"))
+    assert (first.kind, second.kind) == (("exited", "failed") if pressed is _no_inodes else ("failed", "failed"))
+    assert stored.exit(stored.launch("/bin/true")).value == 0
+
+
+# -- the start of a supervisor ----------------------------------------------------------------------------------------
+
+
+def _start(directory: Path) -> None:
+    client.make_directory(directory)
+    client.start(directory, 0, 60.0, 0.0)
+
+
+@pytest.mark.parametrize("inodes", range(4))
+def test_a_supervisor_that_finds_no_inode_says_so_and_leaves_nothing(tmp_path: Path, inodes: int) -> None:
+    """It takes four: two directories, a file for its last words, and a socket."""
+    with small_disk(tmp_path / "disk") as disk:
+        run = disk.path / "run"
+        with disk.without_inodes(inodes):
+            with pytest.raises(client.SupervisorError) as raised:
+                _start(run / "one")
+            assert os.strerror(errno.ENOSPC) in str(raised.value)
+            assert f"free space or inodes on the disk of the directory {disk.path}" in str(raised.value)
+            assert "Traceback" not in str(raised.value)
+        assert not (run / "one").exists()
+        rig = Rig(tmp_path, directory=run / "one")
+        rig.start()
+        rig.connect()
+        rig.stop()
+
+
+def test_a_supervisor_starts_and_serves_on_a_full_disk(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        rig = Rig(tmp_path, directory=disk.path / "run" / "one")
+        with disk.full():
+            rig.start()
+            rig.connect()
+            assert rig.exit(rig.sh("exit 3")).value == 3
+            rig.stop()
+
+
+#: Starts a supervisor from a process of its own, which is held back until it is told to go on.
+_STARTER = f"""
+import importlib.util, sys
+from pathlib import Path
+spec = importlib.util.spec_from_file_location("main", {str(Path(client.__file__).with_name("main.py"))!r})
+main = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(main)
+main._stand_in_packages()  # Ray's import would start threads
+from ray_launcher.node import client
+input()
+try:
+    client.start(Path(sys.argv[1]), 0, 60.0, 0.0)
+except client.SupervisorError as error:
+    print(error)
+"""
+
+
+def _start_in(group: Cgroup, directory: Path) -> str:
+    command = [sys.executable, "-c", _STARTER, str(directory)]
+    starter = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    group.add(starter.pid)
+    said, _ = starter.communicate("\n", timeout=60)
+    assert starter.returncode == 0
+    return said
+
+
+def test_a_supervisor_that_cannot_be_forked_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+    """It takes four: who starts it, what becomes a zombie, the guard, and itself."""
+    rig = Rig(tmp_path)
+    with cgroup("pids") as group:
+        for processes in (1, 2, 3):
+            until(lambda: not group.tasks(), "the last processes have been reaped")
+            client.make_directory(rig.directory)
+            group.limit_tasks(processes)
+            said = _start_in(group, rig.directory)
+            assert os.strerror(errno.EAGAIN) in said
+            assert "limit of processes is reached" in said
+            assert "Traceback" not in said
+            assert not rig.directory.exists()
+        until(lambda: not group.tasks(), "the last processes have been reaped")
+        client.make_directory(rig.directory)
+        group.limit_tasks(4)
+        assert _start_in(group, rig.directory) == ""
+        rig.connect()
+        rig.stop()

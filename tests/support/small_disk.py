@@ -1,0 +1,85 @@
+"""A small disk of a test's own, which can be made full, be robbed of its inodes, or become read-only, and back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+#: Bytes written at once: first much, in the end what is left.
+_BLOCKS = (1 << 20, 1 << 12)
+
+
+@contextlib.contextmanager
+def small_disk(path: Path, *, megabytes: int = 16, inodes: int = 400) -> Iterator[SmallDisk]:
+    """A tmpfs at `path`, which is created; skips the test where this process may not mount one."""
+    path.mkdir(parents=True, exist_ok=True)
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to mount a small disk")
+    options = f"size={megabytes}m,nr_inodes={inodes},mode=0755"
+    done = _run("mount", "-t", "tmpfs", "-o", options, "none", str(path))
+    if done.returncode:
+        pytest.skip(f"mounting a small disk is not allowed here: {done.stderr.strip()}")
+    try:
+        yield SmallDisk(path)
+    finally:
+        _run("umount", "-l", str(path))  # something of Ray's may still have a file open on it
+
+
+class SmallDisk:
+    """A mounted one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextlib.contextmanager
+    def full(self) -> Iterator[None]:
+        """No byte can be written meanwhile; files can be created."""
+        fill = self.path / "fill"
+        try:
+            with open(fill, "wb", buffering=0) as file:
+                for size in _BLOCKS:
+                    with contextlib.suppress(OSError):
+                        while file.write(b"\0" * size) == size:
+                            pass
+            assert os.statvfs(self.path).f_bfree == 0, os.statvfs(self.path)
+            yield
+        finally:
+            fill.unlink()
+
+    @contextlib.contextmanager
+    def without_inodes(self, spared: int = 0) -> Iterator[None]:
+        """No file can be created meanwhile, save so many."""
+        fillers: list[Path] = []
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    filler = self.path / f"fill{len(fillers)}"
+                    filler.touch()
+                    fillers.append(filler)
+            for filler in fillers[:spared]:
+                filler.unlink()
+            assert os.statvfs(self.path).f_ffree == spared, os.statvfs(self.path)
+            yield
+        finally:
+            for filler in fillers:
+                filler.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def read_only(self, below: str = ".") -> Iterator[None]:
+        """Nothing can be created, written or renamed in that directory meanwhile, save what is open already."""
+        place = str(self.path / below)
+        subprocess.run(["mount", "--bind", place, place], check=True)
+        try:
+            subprocess.run(["mount", "-o", "remount,bind,ro", place], check=True)
+            yield
+        finally:
+            subprocess.run(["umount", "-l", place], check=True)
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False)
