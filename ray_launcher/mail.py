@@ -294,7 +294,8 @@ class Mail:
             raise ProcLauncherError("the port has no ref any more: Ray was shut down in this process")
         with self._lock:
             raw = source.raw
-            self._refs[number] = source
+            if raw is None:
+                self._refs[number] = source
         ref: ObjectRef[Any] = self._spawner.serve_attach.remote(self._name, number, raw)
         ref.future().add_done_callback(partial(self._attached, number, source))
         return ref

@@ -34,6 +34,8 @@ async def _scenario(loop: SimLoop, seed: int, *, deaths: int, victims: str = "sp
         number, port = world.launch(proc_id, lifetime, code)
         codes[number], ids[number] = None if lifetime is None else code, proc_id
         port._future().add_done_callback(lambda future: told[number].append(future.result()))
+        if chance.random() < 0.2:
+            loop.call_later(chance.choice([0.0, 0.01, 1.0]) * chance.random(), lambda: port.ref)
 
     def request(number: int) -> None:
         asked.add(number)

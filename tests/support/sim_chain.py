@@ -29,6 +29,7 @@ from ray_launcher.node.protocol import pack, unpack
 from ray_launcher.node.reports import Reports, failed
 from ray_launcher.node.spec import Spec
 from ray_launcher.port import ExitPort
+from ray_launcher.spawner import _desk
 
 SIGNALED, EXITED = b"signaled", b"exited"
 
@@ -66,7 +67,8 @@ class World:
         self._load()
         session = SessionInfo("sim", grace=1.0, lease=30.0)
         self.spawner = Actor("spawner", functools.partial(self._make_spawner, session), self.chance, trouble=trouble)
-        self.mail = self._mail_module.Mail(self.spawner, "launcher")
+        mail = type("Mail", (self._mail_module.Mail,), {"connected": True})
+        self.mail: Any = mail(self.spawner, "launcher")
 
     def launch(self, proc_id: str, lifetime: float | None, code: int = 0) -> tuple[int, ExitPort]:
         """A proc that ends by itself after `lifetime` seconds; None: never."""
@@ -79,7 +81,9 @@ class World:
 
     def kept(self) -> dict[str, object]:
         """What every layer keeps for the launcher."""
-        desk = self.spawner.instance.__dict__["_ray_launcher_desk"].account("launcher")
+        if self.spawner.instance is None:
+            return {}
+        desk = _desk(self.spawner.instance).account("launcher")
         agents = [agent.instance for agent in self.agents.values() if agent.instance is not None]
         return {
             "open": len(self.mail._open),
@@ -140,11 +144,10 @@ class World:
         self._spawner_module = _copy(
             chain + "spawner", ray=self._ray, Registry=registry, Link=link.Link, Owner=link.Owner, Nodes=nodes
         )
-        self._mail_module = _copy(
-            "ray_launcher.mail",
-            connection=lambda: "sim",
-            run_soon=lambda call: self.loop.call_later(self.chance.choice([0.0, 0.001, 0.01]), call),
-        )
+        self._mail_module = _copy("ray_launcher.mail", run_soon=self._run_soon)
+
+    def _run_soon(self, call: Callable[[], object], after: float = 0.0) -> None:
+        self.loop.call_later(after + self.chance.choice([0.0, 0.001, 0.01]), call)
 
     def _context(self) -> Any:
         return types.SimpleNamespace(
