@@ -17,6 +17,7 @@ _RAYS_OWN = (
     b"RAY_LD_PRELOAD_ON_WORKERS",
     b"RAY_CLIENT_MODE",
     b"RAY_worker_niceness",  # of our own agents, see link
+    b"RAY_LAUNCHER_START",  # the same
     b"RAY_AUTH_TOKEN",
     b"SPT_NOENV",
     b"CUDA_VISIBLE_DEVICES",  # decided per proc

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnschedulableError, RayError
+from ray.exceptions import ActorDiedError, ActorUnschedulableError, RayError, RuntimeEnvSetupError
 
 from ray_launcher.cluster.agent import Agent
 from ray_launcher.cluster.keeper import LOST
@@ -36,6 +36,10 @@ GIVE_UP = 40.0
 LAST_ANSWERS = 5.0
 #: Seconds between two attempts to reach an agent that is out of reach.
 _RETRY = 0.2
+#: Ray's words for an actor that will not come (back).
+_ENDED = (ActorDiedError, ActorUnschedulableError, RuntimeEnvSetupError)
+#: Seconds that Ray gives a runtime_env to be set up (its config's setup_timeout_seconds).
+_SETUP = 600.0
 
 _Message = Launch | Request | Signal
 
@@ -80,7 +84,7 @@ class Link:
         self._found = name is not None
         self._joined = self._found  # there may be procs
         self._suspect = suspect
-        self._granted = asyncio.get_running_loop().time()
+        self._began = self._granted = asyncio.get_running_loop().time()
         self._why = "no contact"
         self._join = ""
         self._calls = self._received = 0
@@ -244,8 +248,8 @@ class Link:
             except _SupersededError:
                 return  # there is a later spawner, and this process is about to end
             except RayError as error:
-                self._why = gone_because(error)
-                if isinstance(error, (ActorDiedError, ActorUnschedulableError)):
+                self._why = _in_words(error)
+                if isinstance(error, _ENDED):
                     self.agent, self._found = None, False
                     if not self._joined:  # it has never had a proc
                         break
@@ -288,15 +292,20 @@ class Link:
         self.resolved.set()
 
     async def _expire(self) -> None:
-        """Wait until nobody can doubt that the node's procs are dead."""
+        """Wait until nobody can doubt that the node's procs are dead, or that the agent will not start."""
         loop = asyncio.get_running_loop()
+        lease, start = self._session.lease, self._session.start + _setup_time(self._owner.runtime_env)
         while True:
-            patience = self._granted + self._session.lease + BURIED - loop.time()
-            if patience <= 0 and self._joined:
+            end = self._granted + lease + BURIED if self._joined else self._began + start
+            if end <= loop.time():
                 break
-            await asyncio.sleep(max(patience, 0.1))
-        lease = self._session.lease
-        reason = f"node {self.node} was lost: out of contact for its lease of {lease:g} s ({self._why})"
+            await asyncio.sleep(min(end - loop.time(), 1.0))  # it may join meanwhile
+        if self._joined:
+            reason = f"node {self.node} was lost: out of contact for its lease of {lease:g} s ({self._why})"
+        else:
+            lacks = "disk space, inodes, memory or processes"
+            reason = f"the agent of node {self.node} did not start within {start:g} s ({self._why}): the node may lack"
+            reason += f" {lacks} for a Ray worker, see Ray's logs there"
         self._last = asyncio.ensure_future(self._give_up(reason))
 
     async def _give_up(self, reason: str) -> None:
@@ -338,6 +347,19 @@ async def _first_error(*loops: Any) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _in_words(error: RayError) -> str:
+    if isinstance(error, RuntimeEnvSetupError):  # a traceback, but for its last line
+        return f"its runtime_env could not be set up: {str(error).strip().splitlines()[-1]}"
+    return gone_because(error)
+
+
+def _setup_time(runtime_env: dict[str, Any]) -> float:
+    if runtime_env.keys() <= {"env_vars"}:
+        return 0.0
+    seconds = float((runtime_env.get("config") or {}).get("setup_timeout_seconds", _SETUP))
+    return seconds if seconds >= 0 else float("inf")
+
+
 def _failed(reason: str) -> ExitReport:
     return ExitReport(None, None, False, reason, ())
 
@@ -347,9 +369,10 @@ def start_agent(session: SessionInfo, node: Node, runtime_env: dict[str, Any], n
 
     Detached, since an owned one would die with a spawner that only restarts. At nice 0 (Ray's workers have 15), which
     a worker can have from its start without a privilege. Restarted and asked again for ever: whoever answers knows
-    whether he has been joined.
+    whether he has been joined. Its runtime_env is its own: Ray answers for ten minutes with the error that one has met.
     """
-    env_vars = {"RAY_worker_niceness": "0", **runtime_env.get("env_vars", {})}
+    ours = {"RAY_worker_niceness": "0", "RAY_LAUNCHER_START": uuid.uuid4().hex[:8]}
+    env_vars = {**ours, **runtime_env.get("env_vars", {})}
     return (
         ray.remote(Agent)
         .options(

@@ -106,6 +106,10 @@ def test_without_memory_a_large_launch_gets_its_answer_and_so_do_those_behind_it
         for size in (100_000, 100_000, 100_000, 10):
             end = rig.exit(rig.launch("/bin/true", *["x" * size] * 15))
             assert end.value == 0 or "out of memory" in end.reason
+            end = rig.exit(
+                rig.launch("/bin/true", environ=[b"V%d=%s" % (n, b"x" * size) for n in range(1_500_000 // size)])
+            )
+            assert end.value == 0 or "out of memory" in end.reason or "too long" in end.reason
     assert rig.exit(rig.launch("/bin/true", *["x" * 100_000] * 15)).value == 0
 
 
