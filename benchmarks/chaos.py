@@ -74,7 +74,10 @@ def _chaos(cluster: World, options: argparse.Namespace) -> dict[str, Any]:
     run.close(12, GRACE)
     closed = time.monotonic()
     left = chaos_rest.rest(launcher.session, stamps, fds, LEFT)
-    violations = chaos_checker.check(run.launches, lambda name: Stamps.read(stamps / name), killer.blows)
+    cases = chaos_checker.cases(run.launches, lambda name: Stamps.read(stamps / name), killer.blows)
+    violations = [violation for case in cases for violation in case.violations()]
+    if options.launches is not None:
+        options.launches.write_text(json.dumps([case.evidence() for case in cases], default=str))
     return {
         "counts": _counts(violations, left, run.raised),
         **summary(run, killer, stamps),
@@ -112,6 +115,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--alive", type=int, default=120, help="procs at once, at the most (default %(default)s)")
     parser.add_argument("--lease", type=float, default=15.0, help="of the session, in seconds (default %(default)s)")
     parser.add_argument("--json", type=Path, help="also write the result to this file")
+    parser.add_argument("--launches", type=Path, help="write all that is known of every launch to this file")
     return parser.parse_args()
 
 

@@ -58,12 +58,11 @@ class Violation:
     evidence: dict[str, Any] = field(default_factory=dict)
 
 
-def check(
+def cases(
     launches: Iterable[Launch], stamps: Callable[[str], Stamps], blows: list[Blow], limits: Limits | None = None
-) -> list[Violation]:
-    """All violations. `stamps` gives those of a launch, by its name."""
-    cases = (Case(launch, stamps(launch.name), blows, limits or Limits()) for launch in launches)
-    return [Violation(kind, case.launch.name, text, case.evidence()) for case in cases for kind, text in case.faults()]
+) -> list[Case]:
+    """One for each launch. `stamps` gives those of a launch, by its name."""
+    return [Case(launch, stamps(launch.name), blows, limits or Limits()) for launch in launches]
 
 
 class Case:
@@ -74,7 +73,11 @@ class Case:
         self._blows = blows
         self._ended = stamps.ends("exit", "term", "signal").values()
 
-    def faults(self) -> Iterator[tuple[str, str]]:
+    def violations(self) -> list[Violation]:
+        """All that must not be."""
+        return [Violation(kind, self.launch.name, text, self.evidence()) for kind, text in self._faults()]
+
+    def _faults(self) -> Iterator[tuple[str, str]]:
         """(kind, text) of each."""
         launch = self.launch
         if len(self.stamps.starts) > 1:

@@ -77,7 +77,11 @@ class World:
         shape = re.compile(rf"ray_launcher/node/main\.py \S*/{re.escape(session)}-([0-9a-f]{{16}})")
         found = {process.pid: (process, match) for process in processes() if (match := shape.search(process.command))}
         pairs = ((process, found.get(process.parent), match) for process, match in found.values())
-        return [(process, guard[0], self.name_of(match[1])) for process, guard, match in pairs if guard is not None]
+        return [
+            (process, guard[0], self.name_of(match[1]))
+            for process, guard, match in pairs
+            if guard is not None and guard[0].parent not in found  # else it is a child, not exec'ed yet
+        ]
 
     def shut_down(self) -> None:
         """Disconnect and end every node."""

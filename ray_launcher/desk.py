@@ -10,18 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
-import traceback
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-import cloudpickle
 import ray
-from ray.exceptions import TaskCancelledError
 
-from ray_launcher.errors import DecodeError, describe_exception
-from ray_launcher.exits import ExitReport, decode_exit
+from ray_launcher.outcomes import raised, reported
+from ray_launcher.pace import Pace
 
 if TYPE_CHECKING:
     from ray_launcher.options import LaunchOptions
@@ -31,10 +28,6 @@ _logger = logging.getLogger(__name__)
 
 #: A launch's own name: the launcher's id, and the number of its message.
 LaunchKey = tuple[str, int]
-
-#: What an outcome starts with. A pickled report follows, or a pickled (reason in words, pickled exception): a launcher
-#: may not have what it takes to unpickle the exception.
-REPORTED, RAISED = b"r", b"e"
 
 #: Bytes of outcomes in one answer; Ray hands on up to 100 KB without a detour through its object store.
 _ANSWER = 90_000
@@ -67,32 +60,6 @@ class Post(NamedTuple):
     open: list[int] | None = None
 
 
-class Pace:
-    """Keeps answers with news apart while much is going on: each costs more than a launch."""
-
-    #: Seconds to the next answer for each launch that is under way, and at the most.
-    EACH, MOST = 0.0003, 0.01
-
-    def __init__(self) -> None:
-        self._last = float("-inf")
-
-    async def wait(self, under_way: int) -> None:
-        """Return when the next answer may be given. After a silence that is at once."""
-        loop = asyncio.get_running_loop()
-        patience = self._last + min(self.MOST, self.EACH * under_way) - loop.time()
-        if patience > 0:
-            await asyncio.sleep(patience)
-        self._last = loop.time()
-
-
-class SpawnerRaisedError(Exception):
-    """Stands in for an exception of a spawner that cannot be pickled; carries its text."""
-
-
-class JunkReportError(DecodeError):
-    """Stands in for a spawner's return value that cannot be pickled."""
-
-
 class Desk:
     """What `ProcSpawner` keeps for one spawner; apart from it, so that subclasses may skip its `__init__`."""
 
@@ -117,7 +84,8 @@ class Desk:
                 account.keep(message.number, asyncio.ensure_future(self._carry_out(launcher, message)))
         account.took(post.upto)
         self.settle(launcher, post.settled)
-        if post.open is not None:
+        if post.open is not None and not account.resynced:  # it may come twice, and late
+            account.resynced = True
             self._spawner.on_resync(launcher, set(post.open))
 
     def settle(self, launcher: str, numbers: Iterable[int]) -> None:
@@ -139,13 +107,11 @@ class Desk:
     async def _launch(self, key: LaunchKey, message: Message) -> bytes:
         try:
             proc_id, opts = pickle.loads(message.payload)  # noqa: S301  # from a launcher of the same Ray cluster
-            return REPORTED + _pickled(await self._report(key, proc_id, opts, message))
+            return reported(await self._report(key, proc_id, opts, message))
         except BaseException as error:  # noqa: BLE001  # SystemExit would leave the caller waiting for ever
             if _is_actor_exit(error):
                 await _leave()
-            cancelled = isinstance(error, asyncio.CancelledError)
-            raised = error if cancelled else _portable_exception(error)
-            return RAISED + pickle.dumps((reason_of(raised), cloudpickle.dumps(raised)))
+            return raised(error)
 
     async def _report(self, key: LaunchKey, proc_id: str, opts: LaunchOptions, message: Message) -> object:
         first = self._running.setdefault(proc_id, key) == key
@@ -186,6 +152,7 @@ class _Account:
 
     def __init__(self) -> None:
         self.taken = self._begun = -1  # the number of the last message that was taken on, and that has begun
+        self.resynced = False  # the launcher has told what is open
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._expected: dict[int, asyncio.Future[bytes]] = {}  # outcomes that somebody waits for, or that are kept
         self._sequence = 0
@@ -276,59 +243,6 @@ class _Account:
         if expected is None:
             expected = self._expected[number] = asyncio.get_running_loop().create_future()
         return expected
-
-
-def reason_of(raised: BaseException) -> str:
-    """Why a launch has failed whose coroutine raised this (contract 5)."""
-    if isinstance(raised, TaskCancelledError | asyncio.CancelledError):
-        return "exit port closed (the launch was cancelled)"
-    if isinstance(raised, JunkReportError):
-        return f"failed to decode exit result: {describe_exception(raised)}"
-    return f"spawner raised: {describe_exception(raised)}"
-
-
-def report_of(outcome: bytes) -> object:
-    """The raw report in an outcome; raises what it says was raised."""
-    value = pickle.loads(outcome[1:])  # noqa: S301  # made by this module
-    if outcome[:1] == REPORTED:
-        return value
-    raise pickle.loads(value[1])  # noqa: S301  # the same
-
-
-def _pickled(report: object) -> bytes:
-    """A report, fit to travel. Raises `JunkReportError`."""
-    if type(report) is ExitReport:
-        try:
-            decode_exit(report)
-        except DecodeError:
-            pass  # the launcher decodes it again, and says so
-        else:
-            return pickle.dumps(report, pickle.HIGHEST_PROTOCOL)
-    try:
-        pickled: bytes = cloudpickle.dumps(report)
-    except Exception as error:  # noqa: BLE001  # pickling runs foreign code
-        text = f"the spawner returned a {type(report).__qualname__} that cannot be pickled: {describe_exception(error)}"
-        raise JunkReportError(text) from None
-    return pickled
-
-
-def _portable_exception(error: BaseException) -> Exception:
-    """The exception itself if it survives the journey, as not every one does; else a stand-in with its text."""
-    if isinstance(error, Exception) and not isinstance(error, TaskCancelledError) and _travels(error):
-        return error  # a TaskCancelledError is that of a task of the spawner's, and would be taken for the launch's own
-    text = describe_exception(error)
-    return SpawnerRaisedError(text if text or isinstance(error, Exception) else repr(error))
-
-
-def _travels(error: Exception) -> bool:
-    """Whether Ray can put it in words, which must be UTF-8 (it would lose the actor otherwise), and pickle it."""
-    try:
-        str.encode(str(error))
-        str.encode("".join(traceback.format_exception(type(error), error, error.__traceback__)))
-        pickle.loads(cloudpickle.dumps(error))  # noqa: S301  # just made
-    except BaseException:  # noqa: BLE001  # all of it runs foreign code
-        return False
-    return True
 
 
 def _is_actor_exit(error: BaseException) -> bool:

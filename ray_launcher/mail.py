@@ -216,8 +216,9 @@ class Mail:
             incarnation, news = answer.result()
             if incarnation != asked:
                 self._meet(incarnation)
-            for sequence, number, outcome in news:
-                self._arrived(asked, sequence, number, outcome)
+            elif asked == self._incarnation:  # else all that is open has been sent again: its end is the later one's
+                for sequence, number, outcome in news:
+                    self._arrived(sequence, number, outcome)
         elif isinstance(error, ActorUnavailableError):
             with self._lock:
                 self._settled += settled
@@ -228,10 +229,9 @@ class Mail:
         elif self.gone is None:
             run_soon(self._poll, after=0.0 if error is None else _RETRY)
 
-    def _arrived(self, incarnation: str | None, sequence: int, number: int, outcome: bytes) -> None:
+    def _arrived(self, sequence: int, number: int, outcome: bytes) -> None:
         with self._lock:
-            if incarnation == self._incarnation:
-                self._received = sequence
+            self._received = sequence
             _, source = self._open.pop(number, (b"", None))
             if source is not None:
                 source.raw = outcome

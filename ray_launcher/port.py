@@ -18,9 +18,9 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError, UnserializableException
 
-from ray_launcher.desk import REPORTED, reason_of
 from ray_launcher.errors import DecodeError, describe_exception
 from ray_launcher.exits import Failed, ProcExitResult, decode_exit
+from ray_launcher.outcomes import REPORTED, reason_of
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _logger = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ def result_of_report(report: object) -> ProcExitResult:
 
 
 def result_of_outcome(outcome: bytes) -> ProcExitResult:
-    """What came by the launcher's mail: see `desk.REPORTED`."""
+    """What came by the launcher's mail: see `outcomes`."""
     try:
         value = pickle.loads(outcome[1:])  # noqa: S301  # from our own spawner
     except Exception as error:  # noqa: BLE001  # of a class that this process does not have, say

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.actor import ActorHandle
 
-from ray_launcher.desk import Desk, LaunchKey, Message, report_of
+from ray_launcher.desk import Desk, LaunchKey, Message
 from ray_launcher.exits import ExitReport
+from ray_launcher.outcomes import report_of
 
 if TYPE_CHECKING:
     from ray_launcher.options import LaunchOptions

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from chaos_checker import Limits, check
+from chaos_checker import Limits, cases
 from chaos_lives import PROGRAM, Life, random_life, stream
 from chaos_procfs import process
 from chaos_records import Blow, Launch, Request, Stamps
@@ -55,7 +55,8 @@ def launched(kind: ProcExitKind | None = None, **more: object) -> Launch:
 
 def found(launch: Launch, lines: list[str], *blows: Blow) -> list[str]:
     """The kinds of its violations."""
-    return [each.kind for each in check([launch], lambda _: Stamps(lines), list(blows), LIMITS)]
+    [case] = cases([launch], lambda _: Stamps(lines), list(blows), LIMITS)
+    return [each.kind for each in case.violations()]
 
 
 def asked(timeout: float | None, when: float = 105.0) -> dict[str, object]:
@@ -240,7 +241,9 @@ def test_a_failure_has_no_tail() -> None:
 
 
 def test_a_violation_brings_its_evidence() -> None:
-    [violation] = check([launched(Exited(4))], lambda _: Stamps(LEFT), [blow("agent"), blow("proc", name="p2.1")])
+    blows = [blow("agent"), blow("proc", name="p2.1")]
+    [case] = cases([launched(Exited(4))], lambda _: Stamps(LEFT), blows)
+    [violation] = case.violations()
     assert violation.name == "p1.1"
     assert violation.evidence["launch"]["results"] == [(TOLD, "exited with code 4")]
     assert violation.evidence["stamps"] == [f"{START} ".strip(), f"exit 109.0 {LEADER} 3"]

@@ -25,12 +25,12 @@ from ray_launcher.cluster.follow import read_logs, tail_offset
 from ray_launcher.cluster.keeper import Keeper
 from ray_launcher.cluster.registry import Registry
 from ray_launcher.cluster.wire import Exit, Inventory, Launch, News, Request, SessionInfo, Signal, Started, log_name
-from ray_launcher.desk import Pace
 from ray_launcher.node import client
 from ray_launcher.node.client import Client
 from ray_launcher.node.protocol import ProtocolError
 from ray_launcher.node.spec import Spec
 from ray_launcher.options import LaunchOptions
+from ray_launcher.pace import Pace
 
 _logger = logging.getLogger(__name__)
 
@@ -113,10 +113,12 @@ class Agent:
                 batch: list[Launch | Request | Signal] = pickle.loads(messages)  # noqa: S301  # from our own spawner
                 await self._leased.wait()
                 await self._hand_on(join, batch)
-                if join != self._join:
-                    return b""
-                self._handed_on = call
-                await self._hold({message.token for message in batch if isinstance(message, Launch)})
+                if join == self._join:
+                    self._handed_on = call
+                    await self._hold({message.token for message in batch if isinstance(message, Launch)})
+            if join != self._join:
+                self._fresh.set()  # what it would have told is for whoever has joined meanwhile
+                return b""
             return self._tell()
 
     async def _hold(self, launched: set[str]) -> None:

@@ -287,9 +287,16 @@ class Link:
         known = {item.token for item in inventory.running}
         for token in expected & self.launches - known:
             self._heard(Exit(0, token, _failed(LOST)))
-        self._outbox, self._underway = self._underway + self._outbox, []
-        self._mail.set()
+        self._send_again()
         self.resolved.set()
+
+    def _send_again(self) -> None:
+        """Save what is about launches that have ended: the supervisor may not know their names any more."""
+        unsent = self._underway + self._outbox
+        self._outbox, self._underway = [message for message in unsent if message.token in self.launches], []
+        self._arrived += len(unsent) - len(self._outbox)
+        self._tell_arrivals()
+        self._mail.set()
 
     async def _expire(self) -> None:
         """Wait until nobody can doubt that the node's procs are dead, or that the agent will not start."""

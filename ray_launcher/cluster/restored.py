@@ -46,6 +46,10 @@ class Restored:
         self._found.difference_update(unclaimed)
         return unclaimed
 
+    def settled(self, launcher: str, numbers: list[int]) -> None:
+        """The launcher has the outcomes of these."""
+        self._claims.get(launcher, set()).difference_update(numbers)
+
     async def _await(self, link: Link) -> None:
         await link.resolved.wait()
         if link.lost:

@@ -106,6 +106,7 @@ class ClusterSpawner(ProcSpawner):
 
     def on_settled(self, launcher: str, numbers: list[int]) -> None:
         """See `ProcSpawner.on_settled`: the reports of these need not be kept any longer."""
+        self._restored.settled(launcher, numbers)
         for number in numbers:
             kept = self._unsettled.pop(token_of((launcher, number)), None)
             if kept is not None:
@@ -242,7 +243,10 @@ class ClusterSpawner(ProcSpawner):
     # -- procs ----------------------------------------------------------------------------------------------------
 
     def _news(self, link: Link, news: Started | Exit) -> None:
-        proc = self._roster.by_token(news.token) or self._find(link, news)
+        proc = self._roster.by_token(news.token)
+        if proc is None and news.token in self._unsettled:
+            return  # told again, as the launcher has been, which has not said yet that it knows
+        proc = proc or self._find(link, news)
         if isinstance(news, Started):
             if proc is not None:
                 proc.runs(news)
