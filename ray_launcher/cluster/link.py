@@ -19,6 +19,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnschedulableError, RayError, RuntimeEnvSetupError
 
 from ray_launcher.cluster.agent import Agent
+from ray_launcher.cluster.environment import NOT_STARTED, setup_time, worker_env
 from ray_launcher.cluster.keeper import LOST
 from ray_launcher.cluster.nodes import Node, is_alive, on_node
 from ray_launcher.cluster.registry import Registry
@@ -38,8 +39,6 @@ LAST_ANSWERS = 5.0
 _RETRY = 0.2
 #: Ray's words for an actor that will not come (back).
 _ENDED = (ActorDiedError, ActorUnschedulableError, RuntimeEnvSetupError)
-#: Seconds that Ray gives a runtime_env to be set up (its config's setup_timeout_seconds).
-_SETUP = 600.0
 
 _Message = Launch | Request | Signal
 
@@ -301,7 +300,7 @@ class Link:
     async def _expire(self) -> None:
         """Wait until nobody can doubt that the node's procs are dead, or that the agent will not start."""
         loop = asyncio.get_running_loop()
-        lease, start = self._session.lease, self._session.start + _setup_time(self._owner.runtime_env)
+        lease, start = self._session.lease, self._session.start + setup_time(self._owner.runtime_env)
         while True:
             end = self._granted + lease + BURIED if self._joined else self._began + start
             if end <= loop.time():
@@ -310,9 +309,7 @@ class Link:
         if self._joined:
             reason = f"node {self.node} was lost: out of contact for its lease of {lease:g} s ({self._why})"
         else:
-            lacks = "disk space, inodes, memory or processes"
-            reason = f"the agent of node {self.node} did not start within {start:g} s ({self._why}): the node may lack"
-            reason += f" {lacks} for a Ray worker, see Ray's logs there"
+            reason = f"the agent of node {self.node} did not start within {start:g} s ({self._why}): {NOT_STARTED}"
         self._last = asyncio.ensure_future(self._give_up(reason))
 
     async def _give_up(self, reason: str) -> None:
@@ -360,13 +357,6 @@ def _in_words(error: RayError) -> str:
     return gone_because(error)
 
 
-def _setup_time(runtime_env: dict[str, Any]) -> float:
-    if runtime_env.keys() <= {"env_vars"}:
-        return 0.0
-    seconds = float((runtime_env.get("config") or {}).get("setup_timeout_seconds", _SETUP))
-    return seconds if seconds >= 0 else float("inf")
-
-
 def _failed(reason: str) -> ExitReport:
     return ExitReport(None, None, False, reason, ())
 
@@ -374,12 +364,9 @@ def _failed(reason: str) -> ExitReport:
 def start_agent(session: SessionInfo, node: Node, runtime_env: dict[str, Any], name: str) -> Any:
     """Create the agent's actor on its node, or get the one that is there.
 
-    Detached, since an owned one would die with a spawner that only restarts. At nice 0 (Ray's workers have 15), which
-    a worker can have from its start without a privilege. Restarted and asked again for ever: whoever answers knows
-    whether he has been joined. Its runtime_env is its own: Ray answers for ten minutes with the error that one has met.
+    Detached, since an owned one would die with a spawner that only restarts. Restarted and asked again for ever:
+    whoever answers knows whether he has been joined.
     """
-    ours = {"RAY_worker_niceness": "0", "RAY_LAUNCHER_START": uuid.uuid4().hex[:8]}
-    env_vars = {**ours, **runtime_env.get("env_vars", {})}
     return (
         ray.remote(Agent)
         .options(
@@ -393,7 +380,7 @@ def start_agent(session: SessionInfo, node: Node, runtime_env: dict[str, Any], n
             max_task_retries=-1,
             enable_task_events=False,
             **on_node(node),
-            runtime_env={**runtime_env, "env_vars": env_vars},
+            runtime_env=worker_env(runtime_env),
         )
         .remote(session, name, ray.get_runtime_context().current_actor)
     )

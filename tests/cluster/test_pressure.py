@@ -19,6 +19,7 @@ import pytest
 import ray
 from limits import cgroup, without_descriptors, without_memory
 from node_rig import running, stat, until
+from ray.runtime_context import RuntimeContext
 from ray_rig import DEADLINE, Nodes, actors_of, agents_of, ended, python, shell
 from small_disk import SmallDisk, small_disk
 
@@ -255,6 +256,22 @@ def test_an_agent_that_ray_cannot_start_fails_its_launches_until_it_can(
         assert f"did not start within {START:g} s" in kind.reason, kind
         assert not [name for name in actors_of(impatient.session) if name.startswith("agent-")]
     until(lambda: ended(impatient.launch("started", opts).exit_port).returncode == 3, "it starts again", DEADLINE)
+
+
+def test_a_session_whose_spawner_ray_cannot_start_closes_its_ports(
+    pressed: tuple[str, SmallDisk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node_id, disk = pressed
+    monkeypatch.setattr(ray_launcher.session, "SessionInfo", partial(SessionInfo, start=START))
+    with disk.full():
+        with monkeypatch.context() as there:  # spawners are started where their driver is
+            there.setattr(RuntimeContext, "get_node_id", lambda _: node_id)
+            launcher = RayProcLauncher(grace=1)
+        kind = ended(launcher.launch("refused", shell("exit 3")).exit_port).kind
+        assert isinstance(kind, Failed)
+        assert kind.reason.startswith(f"exit port closed (the spawner did not start within {START:g} s"), kind
+        launcher.close(0)
+        until(lambda: not actors_of(launcher.session), "Ray tries no more", DEADLINE)
 
 
 # -- descriptors, processes, memory -----------------------------------------------------------------------------------
