@@ -18,8 +18,9 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
+import ray
 from ray import ObjectRef
-from ray.exceptions import ActorUnavailableError, RayTaskError, TaskCancelledError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError, TaskCancelledError
 
 from ray_launcher.desk import Message, Post
 from ray_launcher.errors import ProcLauncherError, describe_exception
@@ -71,7 +72,21 @@ class Mail:
         self.gone: str | None = None  # why the spawner is gone for good
         self._end: BaseException | None = None
         self._closed: threading.Event | None = None
+        self._patience: threading.Timer | None = None
         run_soon(self._poll)
+
+    def expect_answer(self, seconds: float, otherwise: str) -> None:
+        """Kill a spawner that has not answered once within so many seconds: Ray would try to start it for ever."""
+        if seconds < threading.TIMEOUT_MAX:
+            text = f"the spawner did not start within {seconds:g} s: {otherwise}"
+            self._patience = threading.Timer(seconds, self._give_up, [text])
+            self._patience.daemon = True
+            self._patience.start()
+
+    def _give_up(self, text: str) -> None:
+        if self._incarnation is None and self._end is None and self.connected:
+            self._lost(RayActorError(error_msg=text))
+            ray.kill(self._spawner)
 
     @property
     def connected(self) -> bool:
@@ -194,6 +209,8 @@ class Mail:
                 return
             if self._incarnation is not None:
                 self._collect_again()
+            elif self._patience is not None:
+                self._patience.cancel()
             self._incarnation, self._received = incarnation, 0
             self._inflight = 0
         self._wake()
@@ -273,8 +290,8 @@ class Mail:
     def _lost(self, error: BaseException) -> None:
         """The spawner is gone for good."""
         with self._lock:
-            self._end = error
-            self.gone = gone_because(error)
+            self._end = self._end or error
+            self.gone = gone_because(self._end)
             numbers = list(self._open)
             self._outbox = []
         for number in numbers:

@@ -20,6 +20,7 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayError
 
+from ray_launcher.cluster.environment import NOT_STARTED, setup_time, worker_env
 from ray_launcher.cluster.nodes import living_nodes, on_node
 from ray_launcher.cluster.spawner import ClusterSpawner
 from ray_launcher.cluster.wire import NAMESPACE, SessionInfo
@@ -77,6 +78,7 @@ class RayProcLauncher(ActorProcLauncher):
         self._closed = False
         self._settled = threading.Event()  # closed, and every port has resolved
         super().__init__(_start(info, runtime_env or {}))
+        self._mail.expect_answer(info.start + setup_time(runtime_env or {}), NOT_STARTED)
         _at_exit.add(self)
 
     def __enter__(self) -> Self:
@@ -201,15 +203,14 @@ class RayProcLauncher(ActorProcLauncher):
 
 
 def _start(info: SessionInfo, runtime_env: dict[str, Any]) -> Any:
-    """The spawner, on the driver's own node if it is one, at nice 0 like its agents: procs must not starve it."""
-    env_vars = {"RAY_worker_niceness": "0", **runtime_env.get("env_vars", {})}
+    """The spawner, on the driver's own node if it is one."""
     node_id = ray.get_runtime_context().get_node_id()
     options = {
         "name": f"spawner-{info.name}",
         "max_restarts": -1,
         "max_task_retries": -1,
         "namespace": NAMESPACE,
-        "runtime_env": {**runtime_env, "env_vars": env_vars},
+        "runtime_env": worker_env(runtime_env),
         **next((on_node(node, soft=True) for node in living_nodes() if node.node_id == node_id), {}),
     }
     try:

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import pickle
-import tempfile
 import time
 import uuid
 from collections import deque
@@ -57,7 +56,7 @@ class Agent:
         asked = ray.get_runtime_context().runtime_env.get("env_vars") or {}
         self._base = base_environ(os.environb, self._raylet_environ, asked)
         self._logs = Path(_ray_node().get_logs_dir_path())
-        self._directory = Path(tempfile.gettempdir()) / f"ray-launcher-{os.geteuid()}" / name
+        self._directory = client.runtime_directory(name)
         self._cwd = str(Path.cwd())
         self._keeper = Keeper(self._directory, self._logs, self._start, self._connected, self._on_news, self._cookie)
         self._finding = asyncio.ensure_future(self._keeper.find())

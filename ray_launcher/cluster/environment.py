@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import uuid
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from ray_launcher.options import LaunchOptions
 
@@ -16,13 +18,37 @@ _RAYS_OWN = (
     b"RAY_RAYLET_PID",
     b"RAY_LD_PRELOAD_ON_WORKERS",
     b"RAY_CLIENT_MODE",
-    b"RAY_worker_niceness",  # of our own agents, see link
+    b"RAY_worker_niceness",  # of our own agents, see `worker_env`
+    b"RAY_LAUNCHER_START",  # the same
     b"RAY_AUTH_TOKEN",
     b"SPT_NOENV",
     b"CUDA_VISIBLE_DEVICES",  # decided per proc
 )
 #: What Ray forces on a worker in place of the raylet's value (measured with 2.60): one OpenMP thread cripples training.
 _FORCED = {b"OMP_NUM_THREADS": b"1", b"PYTHONBREAKPOINT": b"ray.util.rpdb.set_trace"}
+
+
+#: Seconds that Ray gives a runtime_env to be set up.
+_SETUP = 600.0
+NOT_STARTED = "the node may lack disk space, inodes, memory or processes for a Ray worker, see Ray's logs there"
+
+
+def worker_env(runtime_env: Mapping[str, Any]) -> dict[str, Any]:
+    """The runtime_env of a spawner or agent, from the user's.
+
+    At nice 0 (Ray's workers have 15), which a worker can have from its start without a privilege. No two are the same:
+    one that could not be set up, on a full disk say, is answered by Ray with that error for ten minutes.
+    """
+    ours = {"RAY_worker_niceness": "0", "RAY_LAUNCHER_START": uuid.uuid4().hex[:8]}
+    return {**runtime_env, "env_vars": {**ours, **runtime_env.get("env_vars", {})}}
+
+
+def setup_time(runtime_env: Mapping[str, Any]) -> float:
+    """Seconds that a worker's start may take longer for it."""
+    if runtime_env.keys() <= {"env_vars"}:
+        return 0.0
+    seconds = float((runtime_env.get("config") or {}).get("setup_timeout_seconds", _SETUP))
+    return seconds if seconds >= 0 else float("inf")
 
 
 def raylet_environ(pid: int) -> Environ:

@@ -54,6 +54,7 @@ class Keeper:
     async def find(self) -> None:
         """Find what an earlier agent has left here: a supervisor that runs, or one that is dying."""
         async with self._lock:
+            await self._in_thread(int)  # the thread that the others will run in, for there may be none to be had later
             try:
                 await self._connect()
             except (OSError, SupervisorError):

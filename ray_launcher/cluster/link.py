@@ -16,9 +16,10 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnschedulableError, RayError
+from ray.exceptions import ActorDiedError, ActorUnschedulableError, RayError, RuntimeEnvSetupError
 
 from ray_launcher.cluster.agent import Agent
+from ray_launcher.cluster.environment import NOT_STARTED, setup_time, worker_env
 from ray_launcher.cluster.keeper import LOST
 from ray_launcher.cluster.nodes import Node, is_alive, on_node
 from ray_launcher.cluster.registry import Registry
@@ -36,6 +37,8 @@ GIVE_UP = 40.0
 LAST_ANSWERS = 5.0
 #: Seconds between two attempts to reach an agent that is out of reach.
 _RETRY = 0.2
+#: Ray's words for an actor that will not come (back).
+_ENDED = (ActorDiedError, ActorUnschedulableError, RuntimeEnvSetupError)
 
 _Message = Launch | Request | Signal
 
@@ -80,7 +83,7 @@ class Link:
         self._found = name is not None
         self._joined = self._found  # there may be procs
         self._suspect = suspect
-        self._granted = asyncio.get_running_loop().time()
+        self._began = self._granted = asyncio.get_running_loop().time()
         self._why = "no contact"
         self._join = ""
         self._calls = self._received = 0
@@ -244,8 +247,8 @@ class Link:
             except _SupersededError:
                 return  # there is a later spawner, and this process is about to end
             except RayError as error:
-                self._why = gone_because(error)
-                if isinstance(error, (ActorDiedError, ActorUnschedulableError)):
+                self._why = _in_words(error)
+                if isinstance(error, _ENDED):
                     self.agent, self._found = None, False
                     if not self._joined:  # it has never had a proc
                         break
@@ -300,15 +303,18 @@ class Link:
         self._mail.set()
 
     async def _expire(self) -> None:
-        """Wait until nobody can doubt that the node's procs are dead."""
+        """Wait until nobody can doubt that the node's procs are dead, or that the agent will not start."""
         loop = asyncio.get_running_loop()
+        lease, start = self._session.lease, self._session.start + setup_time(self._owner.runtime_env)
         while True:
-            patience = self._granted + self._session.lease + BURIED - loop.time()
-            if patience <= 0 and self._joined:
+            end = self._granted + lease + BURIED if self._joined else self._began + start
+            if end <= loop.time():
                 break
-            await asyncio.sleep(max(patience, 0.1))
-        lease = self._session.lease
-        reason = f"node {self.node} was lost: out of contact for its lease of {lease:g} s ({self._why})"
+            await asyncio.sleep(min(end - loop.time(), 1.0))  # it may join meanwhile
+        if self._joined:
+            reason = f"node {self.node} was lost: out of contact for its lease of {lease:g} s ({self._why})"
+        else:
+            reason = f"the agent of node {self.node} did not start within {start:g} s ({self._why}): {NOT_STARTED}"
         self._last = asyncio.ensure_future(self._give_up(reason))
 
     async def _give_up(self, reason: str) -> None:
@@ -350,6 +356,12 @@ async def _first_error(*loops: Any) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _in_words(error: RayError) -> str:
+    if isinstance(error, RuntimeEnvSetupError):  # a traceback, but for its last line
+        return f"its runtime_env could not be set up: {str(error).strip().splitlines()[-1]}"
+    return gone_because(error)
+
+
 def _failed(reason: str) -> ExitReport:
     return ExitReport(None, None, False, reason, ())
 
@@ -357,11 +369,9 @@ def _failed(reason: str) -> ExitReport:
 def start_agent(session: SessionInfo, node: Node, runtime_env: dict[str, Any], name: str) -> Any:
     """Create the agent's actor on its node, or get the one that is there.
 
-    Detached, since an owned one would die with a spawner that only restarts. At nice 0 (Ray's workers have 15), which
-    a worker can have from its start without a privilege. Restarted and asked again for ever: whoever answers knows
-    whether he has been joined.
+    Detached, since an owned one would die with a spawner that only restarts. Restarted and asked again for ever:
+    whoever answers knows whether he has been joined.
     """
-    env_vars = {"RAY_worker_niceness": "0", **runtime_env.get("env_vars", {})}
     return (
         ray.remote(Agent)
         .options(
@@ -375,7 +385,7 @@ def start_agent(session: SessionInfo, node: Node, runtime_env: dict[str, Any], n
             max_task_retries=-1,
             enable_task_events=False,
             **on_node(node),
-            runtime_env={**runtime_env, "env_vars": env_vars},
+            runtime_env=worker_env(runtime_env),
         )
         .remote(session, name, ray.get_runtime_context().current_actor)
     )

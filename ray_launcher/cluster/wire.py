@@ -20,11 +20,13 @@ class SessionInfo:
 
     name: unique on the cluster.  grace: from TERM to KILL when the session ends without `close`.
     lease: how long a node's procs live without contact to the spawner.
+    start: how long an agent may take to answer for the first time, besides what its runtime_env takes.
     """
 
     name: str
     grace: float = 5.0
     lease: float = 30.0
+    start: float = 60.0
 
 
 class Launch(NamedTuple):

@@ -13,6 +13,7 @@ import os
 import signal
 import stat
 
+from ray_launcher.node import reserve
 from ray_launcher.node.logfiles import LogFiles
 from ray_launcher.node.spawn import Spawner
 from ray_launcher.node.spec import Spec
@@ -128,6 +129,14 @@ def find_program(program: bytes, env: dict[bytes, bytes]) -> bytes:
         denied = denied or candidate
     code = errno.EACCES if denied else errno.ENOENT
     raise OSError(code, os.strerror(code), denied or program)
+
+
+def environment(spec: Spec, base: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    """The child's whole environment. Raises `SetupError` where there is no memory for it."""
+    try:
+        return reserve.with_room(spec.environment, base)
+    except MemoryError:
+        raise SetupError("exec", errno.ENOMEM, spec.program) from None
 
 
 def _has_room(fd: int) -> bool:

@@ -21,7 +21,7 @@ import signal
 import socket
 import time
 
-from ray_launcher.node import process, proctable
+from ray_launcher.node import process, proctable, reserve
 from ray_launcher.node.failures import explain
 from ray_launcher.node.guard import Fence
 from ray_launcher.node.kinship import Proc
@@ -145,7 +145,7 @@ class Supervisor:
         elif peer is not self._agent:
             raise ProtocolError("a command before hello")
         elif verb == b"launch":
-            self._launch(Spec.from_fields(fields))
+            self._launch(reserve.with_room(Spec.from_fields, fields))
         elif verb == b"base":
             self._base = dict(_pair(item) for item in fields)
         elif verb == b"ack":
@@ -210,8 +210,9 @@ class Supervisor:
         if self._stopping:
             self._report(spec.token, spec.note, failed("the node's supervisor is ending"), [])
             return
-        env = spec.environment(self._base)
+        env: dict[bytes, bytes] = {}
         try:
+            env = process.environment(spec, self._base)
             proc = Proc(spec, *self._starter.start(spec, env))
         except SetupError as error:
             self._report(spec.token, spec.note, failed(*explain(error, spec, env)), [])

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,16 @@ import pytest
 import ray
 from limits import cgroup, without_descriptors, without_memory
 from node_rig import running, stat, until
-from ray_rig import DEADLINE, Nodes, agents_of, ended, python, shell
+from ray.runtime_context import RuntimeContext
+from ray_rig import DEADLINE, Nodes, actors_of, agents_of, ended, python, shell
 from small_disk import SmallDisk, small_disk
 
+import ray_launcher.session
 from ray_launcher import Failed, LaunchOptions, Placement, RayProcLauncher
+from ray_launcher.cluster.wire import SessionInfo
 
+#: Seconds for the start of an agent, shorter than in earnest.
+START = 8.0
 #: Its output leaves no empty file behind, which would be set aside, and serve a launch when there are no inodes.
 LOUD = "echo out; echo err >&2"
 
@@ -107,9 +113,10 @@ class Node:
 def pressed(nodes: Nodes) -> Iterator[tuple[str, SmallDisk]]:
     """The id of a node, and its disk."""
     path = Path(tempfile.gettempdir()) / "p"
+    environ = {"TMPDIR": str(path), "RAY_worker_register_timeout_seconds": f"{START:g}"}
     with (
         small_disk(path) as disk,
-        nodes.one_more({"zone": "pressed"}, temp_dir=str(path), env_vars={"TMPDIR": str(path)}) as node_id,
+        nodes.one_more({"zone": "pressed"}, temp_dir=str(path), env_vars=environ) as node_id,
     ):
         yield node_id, disk
 
@@ -222,6 +229,51 @@ def test_a_supervisor_that_finds_no_inode_for_itself(pressed: tuple[str, SmallDi
         assert node.serves()
 
 
+# -- the start of an agent --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayProcLauncher]:
+    monkeypatch.setattr(ray_launcher.session, "SessionInfo", partial(SessionInfo, start=START))
+    with RayProcLauncher(grace=1) as launcher:
+        yield launcher
+        launcher.close(0)
+
+
+@pytest.mark.parametrize("pressure", [pytest.param(_no_room, id="full"), pytest.param(_no_inodes, id="no inodes")])
+def test_an_agent_that_ray_cannot_start_fails_its_launches_until_it_can(
+    impatient: RayProcLauncher,
+    pressed: tuple[str, SmallDisk],
+    pressure: Callable[[SmallDisk], AbstractContextManager[None]],
+) -> None:
+    """A worker of Ray's writes to a log from its start, before anything of ours runs in it."""
+    node_id, disk = pressed
+    opts = shell("exit 3", Placement(node_id=node_id))
+    with pressure(disk):
+        kind = ended(impatient.launch("refused", opts).exit_port).kind
+        assert isinstance(kind, Failed), kind
+        assert kind.reason.startswith(f"the agent of node {node_id} "), kind
+        assert f"did not start within {START:g} s" in kind.reason, kind
+        assert not [name for name in actors_of(impatient.session) if name.startswith("agent-")]
+    until(lambda: ended(impatient.launch("started", opts).exit_port).returncode == 3, "it starts again", DEADLINE)
+
+
+def test_a_session_whose_spawner_ray_cannot_start_closes_its_ports(
+    pressed: tuple[str, SmallDisk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node_id, disk = pressed
+    monkeypatch.setattr(ray_launcher.session, "SessionInfo", partial(SessionInfo, start=START))
+    with disk.full():
+        with monkeypatch.context() as there:  # spawners are started where their driver is
+            there.setattr(RuntimeContext, "get_node_id", lambda _: node_id)
+            launcher = RayProcLauncher(grace=1)
+        kind = ended(launcher.launch("refused", shell("exit 3")).exit_port).kind
+        assert isinstance(kind, Failed)
+        assert kind.reason.startswith(f"exit port closed (the spawner did not start within {START:g} s"), kind
+        launcher.close(0)
+        until(lambda: not actors_of(launcher.session), "Ray tries no more", DEADLINE)
+
+
 # -- descriptors, processes, memory -----------------------------------------------------------------------------------
 
 
@@ -253,3 +305,23 @@ def test_an_agent_without_descriptors_serves_on_and_its_logs_wait(node: Node) ->
             lines = pool.submit(list, node.launcher.logs(name))
             assert not futures.wait([lines], 1).done  # it would have read nothing, and taken that for all
         assert lines.result(DEADLINE) == ["out"]
+
+
+def test_an_agent_without_processes_says_so_when_it_needs_a_supervisor(pressed: tuple[str, SmallDisk]) -> None:
+    with RayProcLauncher(grace=1) as launcher:
+        node = Node(launcher, *pressed)
+        os.kill(node.agent_pid(), signal.SIGKILL)
+        assert node.serves()  # through an agent that has found its supervisor, and so has started nothing yet
+        name, port = node.run(shell("echo up; exec sleep 9999", node.on))
+        assert next(launcher.logs(name, follow=True)) == "up"
+        supervisor = node.supervisor_pid()
+        with cgroup("pids") as group:
+            group.add(node.agent_pid())
+            group.limit_tasks(group.tasks())
+            os.kill(supervisor, signal.SIGKILL)
+            kind = ended(port).kind
+            assert isinstance(kind, Failed)
+            assert "the node's supervisor was lost" in kind.reason
+            node.refuses("no supervisor on the node: cannot start", "the node's limit of processes is reached")
+            group.limit_tasks(None)
+        assert node.serves()

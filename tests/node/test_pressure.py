@@ -5,18 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from limits import Cgroup, cgroup, without_memory
+from limits import cgroup, without_memory
 from node_rig import Exit, Rig, until
 from small_disk import SmallDisk, small_disk
 
-from ray_launcher.node import client
+from ray_launcher.node import process
+from ray_launcher.node.logfiles import LogFiles
+from ray_launcher.node.spawn import Spawner
+from ray_launcher.node.spec import Spec
 
 #: A leader with an escaped child, which ignores TERM; both write their pids.
 TREE = """
@@ -79,6 +80,17 @@ def test_without_descriptors_a_whole_tree_is_killed(rig: Rig) -> None:
         rig.gone(*pids)
 
 
+def test_without_descriptors_a_signal_reaches_who_has_escaped(rig: Rig) -> None:
+    answer = "signal.signal(signal.SIGUSR1, lambda *_: os.write(1, b'usr1\\n'))"
+    token = rig.python(TREE.replace("child =", f"{answer}\nchild =", 1) + "time.sleep(9999)")
+    rig.words(token, 2)
+    with rig.without_descriptors():
+        rig.wire.send(b"signal", token, b"%d" % signal.SIGUSR1)
+        assert rig.words(token, 4)[2:] == ["usr1", "usr1"]
+    rig.wire.send(b"kill", token)
+    rig.exit(token)
+
+
 def test_without_descriptors_what_outlives_its_leader_is_swept(rig: Rig, gate: Gate) -> None:
     token = rig.python(TREE + f"open({str(gate.path)!r}).read(); os._exit(4)")
     pids = rig.pids(token, 2)
@@ -103,10 +115,31 @@ def test_without_memory_a_launch_fails_and_what_runs_goes_on(rig: Rig, gate: Gat
 
 def test_without_memory_a_large_launch_gets_its_answer_and_so_do_those_behind_it(rig: Rig) -> None:
     with without_memory(rig.pid):
-        for size in (100_000, 100_000, 100_000, 10):
-            end = rig.exit(rig.launch("/bin/true", *["x" * size] * 15))
-            assert end.value == 0 or "out of memory" in end.reason
+        for size in (100_000, 1_000, 100_000, 1_000):
+            many = range(1_500_000 // size)
+            for token in (
+                rig.launch("/bin/true", *["x" * size for _ in many]),
+                rig.launch("/bin/true", environ=[b"V%d=%s" % (n, b"x" * size) for n in many]),
+                rig.launch("/bin/true"),
+            ):
+                end = rig.exit(token)
+                assert end.value == 0 or "out of memory" in end.reason
     assert rig.exit(rig.launch("/bin/true", *["x" * 100_000] * 15)).value == 0
+
+
+def _no_memory(*_: object) -> None:
+    raise MemoryError
+
+
+@pytest.mark.parametrize("owner, name", [(Spec, "environment"), (Spawner, "start")])
+def test_memory_that_runs_out_before_the_program_runs_is_a_failure_of_the_launch(
+    monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+) -> None:
+    monkeypatch.setattr(owner, name, _no_memory)
+    spec = Spec(token=b"t", program=b"/bin/true", argv=[b"true"])
+    with pytest.raises(process.SetupError) as raised:
+        process.Starter(LogFiles()).start(spec, process.environment(spec, {}))
+    assert raised.value.code == errno.ENOMEM
 
 
 def test_without_memory_what_is_too_large_to_be_read_waits_for_it(rig: Rig, gate: Gate) -> None:
@@ -136,12 +169,10 @@ def test_a_proc_that_takes_all_the_memory_is_killed_alone(rig: Rig, gate: Gate) 
     with cgroup("memory") as group:
         group.add(rig.pid)
         group.limit_memory(100 << 20)
-        greedy = rig.python("list(iter(lambda: bytearray(b'x' * (1 << 20)), None))")
-        hold = "x = []\nwhile True: x.append(b'x' * (1 << 20))"
-        assert rig.exit(rig.python(hold)).value == signal.SIGKILL
+        greedy = rig.python("taken = []\nwhile True: taken.append(b'x' * (1 << 20))")
+        assert rig.exit(greedy).value == signal.SIGKILL
         gate.open()
         assert rig.exit(token).value == 5
-        assert rig.exit(greedy).value == signal.SIGKILL
 
 
 # -- processes --------------------------------------------------------------------------------------------------------
@@ -238,86 +269,3 @@ def test_files_set_aside_are_used_or_kept(
         first, second = stored.exit(stored.sh("echo out; exit 3")), stored.exit(stored.sh("echo out; exit 3"))
     assert (first.kind, second.kind) == (("exited", "failed") if pressed is _no_inodes else ("failed", "failed"))
     assert stored.exit(stored.launch("/bin/true")).value == 0
-
-
-# -- the start of a supervisor ----------------------------------------------------------------------------------------
-
-
-def _start(directory: Path) -> None:
-    client.make_directory(directory)
-    client.start(directory, 0, 60.0, 0.0)
-
-
-@pytest.mark.parametrize("inodes", range(4))
-def test_a_supervisor_that_finds_no_inode_says_so_and_leaves_nothing(tmp_path: Path, inodes: int) -> None:
-    """It takes four: two directories, a file for its last words, and a socket."""
-    with small_disk(tmp_path / "disk") as disk:
-        run = disk.path / "run"
-        with disk.without_inodes(inodes):
-            with pytest.raises(client.SupervisorError) as raised:
-                _start(run / "one")
-            assert os.strerror(errno.ENOSPC) in str(raised.value)
-            assert f"free space or inodes on the disk of the directory {disk.path}" in str(raised.value)
-            assert "Traceback" not in str(raised.value)
-        assert not (run / "one").exists()
-        rig = Rig(tmp_path, directory=run / "one")
-        rig.start()
-        rig.connect()
-        rig.stop()
-
-
-def test_a_supervisor_starts_and_serves_on_a_full_disk(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk") as disk:
-        rig = Rig(tmp_path, directory=disk.path / "run" / "one")
-        with disk.full():
-            rig.start()
-            rig.connect()
-            assert rig.exit(rig.sh("exit 3")).value == 3
-            rig.stop()
-
-
-#: Starts a supervisor from a process of its own, which is held back until it is told to go on.
-_STARTER = f"""
-import importlib.util, sys
-from pathlib import Path
-spec = importlib.util.spec_from_file_location("main", {str(Path(client.__file__).with_name("main.py"))!r})
-main = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(main)
-main._stand_in_packages()  # Ray's import would start threads
-from ray_launcher.node import client
-input()
-try:
-    client.start(Path(sys.argv[1]), 0, 60.0, 0.0)
-except client.SupervisorError as error:
-    print(error)
-"""
-
-
-def _start_in(group: Cgroup, directory: Path) -> str:
-    command = [sys.executable, "-c", _STARTER, str(directory)]
-    starter = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    group.add(starter.pid)
-    said, _ = starter.communicate("\n", timeout=60)
-    assert starter.returncode == 0
-    return said
-
-
-def test_a_supervisor_that_cannot_be_forked_says_so_and_leaves_nothing(tmp_path: Path) -> None:
-    """It takes four: who starts it, what becomes a zombie, the guard, and itself."""
-    rig = Rig(tmp_path)
-    with cgroup("pids") as group:
-        for processes in (1, 2, 3):
-            until(lambda: not group.tasks(), "the last processes have been reaped")
-            client.make_directory(rig.directory)
-            group.limit_tasks(processes)
-            said = _start_in(group, rig.directory)
-            assert os.strerror(errno.EAGAIN) in said
-            assert "limit of processes is reached" in said
-            assert "Traceback" not in said
-            assert not rig.directory.exists()
-        until(lambda: not group.tasks(), "the last processes have been reaped")
-        client.make_directory(rig.directory)
-        group.limit_tasks(4)
-        assert _start_in(group, rig.directory) == ""
-        rig.connect()
-        rig.stop()

@@ -113,3 +113,18 @@ def test_the_environment_is_base_less_unset_plus_additions(
         expected[name] = value
     expected.pop(b"", None)
     assert spec.environment(base) == expected
+
+
+def _no_memory(_: object) -> None:
+    raise MemoryError
+
+
+def test_what_there_was_no_memory_for_can_be_fed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = FrameReader()
+    frame = pack(b"verb", b"field")
+    reader.feed(frame[:7])
+    with monkeypatch.context() as short:
+        short.setattr("ray_launcher.node.protocol.unpack", _no_memory)
+        with pytest.raises(MemoryError):
+            reader.feed(frame[7:])
+    assert reader.feed(frame[7:] + frame) == [[b"verb", b"field"]] * 2
