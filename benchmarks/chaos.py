@@ -82,6 +82,7 @@ def _chaos(cluster: World, options: argparse.Namespace) -> dict[str, Any]:
         "counts": _counts(violations, left, run.raised),
         **summary(run, killer, stamps),
         "seconds": {"chaos": ended - begin, "settling": settled - ended, "closing": closed - settled},
+        "fds": {"before": fds, "after": len(chaos_rest.fds_of_this_process())},
         "left": {kind: things for kind, things in left.items() if things},
         "raised": run.raised,
         "blows": [dataclasses.asdict(blow) for blow in killer.blows],
