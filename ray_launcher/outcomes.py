@@ -1,4 +1,4 @@
-"""Outcomes: how a launch ended, in the bytes that travel from a spawner to its launchers, whatever was returned or raised."""
+"""Outcomes: how a launch ended, in bytes that travel to its launcher, whatever the spawner returned or raised."""
 
 from __future__ import annotations
 

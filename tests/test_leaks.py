@@ -18,6 +18,7 @@ import pytest
 import ray
 from leaks import NAMESPACE, Traces
 from node_rig import Wire
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
 
 from ray_launcher.node import client
 
@@ -100,6 +101,14 @@ def a_placement_group() -> Iterator[None]:
     ray.util.remove_placement_group(group)
 
 
+@contextmanager
+def a_key() -> Iterator[None]:
+    key = f"{uuid.uuid4().hex}/generation"
+    _internal_kv_put(key, b"1", namespace=NAMESPACE)
+    yield
+    _internal_kv_del(key, namespace=NAMESPACE)
+
+
 NOTICED = {
     "proc": a_proc,
     "zombie": a_zombie,
@@ -108,6 +117,7 @@ NOTICED = {
     "spare log file": a_spare_file,
     "actor agent-": an_actor,
     "placement group": a_placement_group,
+    "key": a_key,
 }
 
 

@@ -137,8 +137,9 @@ def test_a_node_that_ray_has_given_up_is_gone_for_good(hosts: RayHosts, observer
                 again = session.launch("again", host, WORKER)
                 assert again.node_id in (session.ended(again).reason or "")
                 hosts.heal(host)
-                until(lambda: not host.processes(), "all of Ray has left the host", RAY_GIVES_UP)
+                until(lambda: not hosts.actors(host), "the agent has left the host", RAY_GIVES_UP)
                 assert again.noted() == []
+                assert found[host.name].proc.pids() == set()
                 assert len(found[host.name].exits) == 1
             session.close()
             assert len(session.exits) == 2

@@ -50,15 +50,22 @@ def test_procs_end_where_the_driver_cannot_reach_them(hosts: RayHosts, observer:
 
 
 @pytest.mark.slow
-def test_nothing_of_a_session_stays_when_its_driver_is_gone_for_good(hosts: RayHosts, observer: Session) -> None:
-    with Session(hosts, hosts["a"], lease=LEASE, grace=GRACE) as session:
-        for name in ("a", "b", "c"):
-            session.start(f"on {name}", hosts[name], TREE)
-        try:
-            hosts.cut(hosts["a"])
-            until(lambda: not session.procs(), "the procs are gone, on the driver's host too", RAY_GIVES_UP)
+def test_nothing_of_a_session_stays_when_ray_has_given_its_driver_up(hosts: RayHosts, observer: Session) -> None:
+    """While the cut lasts the driver's own host is a world of its own: driver, spawner and procs there go on."""
+    own, other = hosts["a"], hosts["b"]
+    try:
+        with Session(hosts, own, lease=LEASE, grace=GRACE) as session:
+            at_home, abroad = (session.start(f"on {host.name}", host, TREE) for host in (own, other))
+            hosts.cut(own)
+            until(lambda: not abroad.pids(), "the procs elsewhere are gone")
+            until(lambda: not hosts.actors(other), "the agent elsewhere has left", RAY_GIVES_UP)
+            assert len(at_home.pids()) == at_home.size
+            hosts.heal(own)
+            until(lambda: not session.procs(), "the procs on the driver's host are gone", RAY_GIVES_UP)
             until(lambda: not session.helpers(), "the supervisors are gone", RAY_GIVES_UP)
-        finally:
-            session.kill()
-            hosts.clear(hosts["a"])
-            hosts.restore()
+            until(lambda: not hosts.actors(own) + hosts.actors(other), "the actors are gone", RAY_GIVES_UP)
+            assert "exit port closed" in (session.ended(at_home).reason or "")
+            assert len(session.exits) == 2
+    finally:
+        hosts.clear(own)
+        hosts.restore()

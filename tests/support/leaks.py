@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray.experimental.internal_kv import _internal_kv_list
 
 NAMESPACE = "ray_launcher"
 #: Seconds that things which are going get to be gone: agents may take that long to notice the end of their driver.
@@ -115,6 +116,8 @@ def _things_of_ray() -> Iterator[str]:
     for group in ray.util.placement_group_table().values():
         if group["state"] != "REMOVED":
             yield f"placement group {group['placement_group_id']} ({group['state']})"
+    for key in _internal_kv_list(b"", namespace=NAMESPACE):
+        yield f"key {key.decode()} in Ray's own store"
 
 
 def _pids() -> Iterator[int]:

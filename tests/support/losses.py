@@ -16,7 +16,7 @@ DEADLINE = 40.0
 
 @dataclasses.dataclass
 class Loss:
-    """A proc whose host is lost, by the monotonic clock.  began: when that began."""
+    """A proc whose host is lost, by the monotonic clock.  began: when it was, at the latest."""
 
     session: Session
     proc: Proc
@@ -52,8 +52,8 @@ def losses(session: Session, ways: dict[Host, Callable[[Host], None]]) -> Iterat
             proc = session.start(f"on {host.name}", host, TREE)
             found[host.name] = Loss(session, proc, stack.enter_context(Deaths(proc.pids())))
         for host, lose in ways.items():
-            found[host.name].began = time.monotonic()
             lose(host)
+            found[host.name].began = time.monotonic()
         _wait(found.values())
         yield found
 

@@ -16,6 +16,8 @@ _FOREIGN = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_TMPDIR")
 _RAY = (sys.executable, "-m", "ray.scripts.scripts")
 _START = ("--num-gpus=0", "--object-store-memory=80000000", "--disable-usage-stats")
 _PORT = 6379
+#: How the command lines of ours begin; behind that Ray shows the method that runs.
+_ACTORS = ("ray::Agent", "ray::ClusterSpawner")
 
 
 class RayHosts(Hosts):
@@ -62,6 +64,10 @@ class RayHosts(Hosts):
         """Its pid."""
         (pid,) = self._raylets(host)
         return pid
+
+    def actors(self, host: Host) -> list[int]:
+        """The pids of our actors on it."""
+        return [pid for pid, command in host.processes().items() if command.startswith(_ACTORS)]
 
     def kill_raylet(self, host: Host) -> None:
         os.kill(self.raylet(host), signal.SIGKILL)
