@@ -34,6 +34,8 @@ from ray_launcher import LaunchOptions, Placement, RayProcLauncher
 
 #: Seconds: for procs between TERM and KILL at the end, until an unresolved port hangs, until what is left is left.
 GRACE, SETTLE, LEFT = 2.0, 60.0, 30.0
+#: Seconds without blows at the end of the launches, so that each has launches after it.
+CALM = 3.0
 #: Seconds beyond the minutes after which a run that does not end is given up.
 OVERTIME = 300
 
@@ -66,7 +68,7 @@ def _chaos(cluster: World, options: argparse.Namespace) -> dict[str, Any]:
     until = begin + options.minutes * 60
     launching = threading.Thread(target=run.launch_until, args=(until, options.rate, options.alive), daemon=True)
     launching.start()
-    killer.work(until)
+    killer.work(until - CALM)
     launching.join()
     ended = time.monotonic()
     run.settle(SETTLE)
@@ -82,6 +84,7 @@ def _chaos(cluster: World, options: argparse.Namespace) -> dict[str, Any]:
         "counts": _counts(violations, left, run.raised),
         **summary(run, killer, stamps),
         "seconds": {"chaos": ended - begin, "settling": settled - ended, "closing": closed - settled},
+        "fds": {"before": fds, "after": len(chaos_rest.fds_of_this_process())},
         "left": {kind: things for kind, things in left.items() if things},
         "raised": run.raised,
         "blows": [dataclasses.asdict(blow) for blow in killer.blows],
