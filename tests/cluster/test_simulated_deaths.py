@@ -19,7 +19,9 @@ _NEVER_STARTED = ("already running", "on request", "no supervisor on the node")
 _LOST = "the node's supervisor was lost, and the proc with it"
 
 
-async def _scenario(loop: SimLoop, seed: int, *, deaths: int, victims: str = "spawner agent", trouble: float = 0.0) -> None:
+async def _scenario(
+    loop: SimLoop, seed: int, *, deaths: int, victims: str = "spawner agent", trouble: float = 0.0
+) -> None:
     chance = random.Random(f"scenario {seed}")  # noqa: S311  # noise, no secret
     world = World(loop, seed, trouble=trouble)
     told: dict[int, list[ProcExitResult]] = collections.defaultdict(list)

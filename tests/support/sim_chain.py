@@ -256,9 +256,7 @@ class Supervisor:
         self._client = client
         for frame in self._reports.frames():
             client.deliver(frame)
-        running = [
-            field for proc in self._procs.values() for field in (proc.spec.token, b"7", b"0.0", proc.spec.note)
-        ]
+        running = [field for proc in self._procs.values() for field in (proc.spec.token, b"7", b"0.0", proc.spec.note)]
         client.deliver(pack(b"hello", b"1", *running))
 
     def command(self, verb: bytes, fields: Sequence[bytes]) -> None:
