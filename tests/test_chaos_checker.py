@@ -33,6 +33,7 @@ NODE_LOST = Failed(f"node {'ab' * 28} (127.0.0.1) was lost: no contact")
 UNKNOWN_NODE = Failed(f"no living node has the id '{'ab' * 28}'; the cluster's nodes are")
 UNSTARTED = Failed("ended on request before it was started")
 RUNNING = Failed("proc 'p1' is already running: wait for its exit port, or choose another id")
+UNKNOWN = Failed(f"node {'ab' * 28} (127.0.0.1) was lost while the spawner was started again: the proc ran there, or")
 UNSERVED = Failed("no supervisor on the node: the supervisor did not start")
 CLOSED = Failed("exit port closed (the actor died)")
 
@@ -90,6 +91,12 @@ EXCUSED: dict[str, Case] = {
     "its node's loss, told by its supervisor": (LOST, RAN, {}, [blow("raylet")]),
     "its node's loss, told as a signal": (Signaled(15), RAN, {}, [blow("raylet")]),
     "a node that was gone before": (UNKNOWN_NODE, NEVER_RAN, {}, [blow("raylet", 1.0)]),
+    "a spawner's loss as it came, and a node that cannot be asked": (
+        UNKNOWN,
+        NEVER_RAN,
+        ANYWHERE,
+        [blow("raylet", 1.0), blow("spawner", 101.0)],
+    ),
     "an end before the start": (UNSTARTED, NEVER_RAN, asked(None), []),
     "an id that was another's": (RUNNING, NEVER_RAN, RIVAL, []),
 }
@@ -125,6 +132,8 @@ WRONG: dict[str, Case] = {
     "a node's loss without one": (NODE_LOST, RAN, {}, [blow("supervisor"), blow("agent")]),
     "another node's loss": (NODE_LOST, RAN, {}, [blow("raylet", node="b1")]),
     "a node that was never lost": (UNKNOWN_NODE, NEVER_RAN, {}, []),
+    "a spawner's loss long before": (UNKNOWN, NEVER_RAN, ANYWHERE, [blow("raylet", 1.0), blow("spawner", 80.0)]),
+    "a spawner's loss, and every node can be asked": (UNKNOWN, NEVER_RAN, ANYWHERE, [blow("spawner", 101.0)]),
     "no start, but it ran": (UNSTARTED, RAN, asked(None), []),
     "no start, and nobody asked": (UNSTARTED, NEVER_RAN, {}, []),
     "an id that was free": (RUNNING, NEVER_RAN, {}, []),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ray
@@ -95,11 +95,7 @@ class Nodes:
         self._nodes.pop(node_id, None)
 
     def _fitting(self, placement: Placement) -> list[Node]:
-        nodes = list(self._nodes.values())
-        if placement.node_id is not None:
-            nodes = [node for node in nodes if node.node_id == placement.node_id]
-        if placement.label_selector:
-            nodes = [node for node in nodes if labels_match(placement.label_selector, node.labels)]
+        nodes = fitting(placement, self._nodes.values())
         # A head node is often given no CPUs to keep work away from it: procs stay away too while they can.
         return [node for node in nodes if node.cpus > 0] or nodes
 
@@ -139,6 +135,16 @@ def on_node(node: Node, soft: bool = False) -> dict[str, Any]:
         "resources": {f"node:{node.ip}": 0.0001},
         "scheduling_strategy": NodeAffinitySchedulingStrategy(node.node_id, soft=soft),
     }
+
+
+def fitting(placement: Placement, nodes: Iterable[Node]) -> list[Node]:
+    """Those to which the placement allows a proc to go."""
+    nodes = list(nodes)
+    if placement.node_id is not None:
+        nodes = [node for node in nodes if node.node_id == placement.node_id]
+    if placement.label_selector:
+        nodes = [node for node in nodes if labels_match(placement.label_selector, node.labels)]
+    return nodes
 
 
 def labels_match(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from ray_launcher.cluster.link import Link, Owner
-from ray_launcher.cluster.nodes import Node, Nodes, NoFittingNodeError, NoSuchNodeError
+from ray_launcher.cluster.nodes import Node, Nodes, NoFittingNodeError, NoSuchNodeError, fitting
 from ray_launcher.cluster.registry import Registry
 from ray_launcher.cluster.restored import Restored
 from ray_launcher.cluster.roster import Proc, Roster
@@ -24,7 +24,7 @@ from ray_launcher.desk import LaunchKey, Message
 from ray_launcher.errors import UnknownProcError
 from ray_launcher.exits import ExitReport
 from ray_launcher.info import ProcInfo
-from ray_launcher.options import LaunchOptions
+from ray_launcher.options import LaunchOptions, Placement
 from ray_launcher.spawner import ProcSpawner
 
 
@@ -58,7 +58,7 @@ class ClusterSpawner(ProcSpawner):
             await self._await(proc_id, token)
         proc = self._roster.by_token(token)
         if proc is None:
-            refusal = self._refusal(proc_id, message)
+            refusal = self._refusal(proc_id, opts.placement, message)
             if refusal:
                 return _failed(refusal)
             proc = self._roster.add(proc_id, token)
@@ -84,9 +84,10 @@ class ClusterSpawner(ProcSpawner):
             if first:
                 del self._awaited[proc_id]
 
-    def _refusal(self, proc_id: str, message: Message) -> str:
-        if message.again and self._restored.lost:
-            nodes = ", ".join(map(str, self._restored.lost))
+    def _refusal(self, proc_id: str, placement: Placement, message: Message) -> str:
+        lost = fitting(placement, self._restored.lost) if message.again else []
+        if lost:
+            nodes = ", ".join(map(str, lost))
             return f"node {nodes} was lost while the spawner was started again: the proc ran there, or nowhere"
         if self._ending:
             return "the session is ending"
