@@ -92,8 +92,8 @@ class World:
             "outcomes": len(desk._outcomes),
             "tasks": len(desk._tasks),
             "roster": sorted(self.spawner.instance._roster.living),
-            "launches": [sorted(link.launches) for link in self.spawner.instance._links.values()],
-            "running": [sorted(agent._keeper.running) for agent in agents],
+            "launches": [token for link in self.spawner.instance._links.values() for token in link.launches],
+            "running": [token for agent in agents for token in agent._keeper.running],
         }
 
     # -- Ray ------------------------------------------------------------------------------------------------------
@@ -256,9 +256,7 @@ class Supervisor:
         self._client = client
         for frame in self._reports.frames():
             client.deliver(frame)
-        running = [
-            field for proc in self._procs.values() for field in (proc.spec.token, b"7", b"0.0", proc.spec.note)
-        ]
+        running = [field for proc in self._procs.values() for field in (proc.spec.token, b"7", b"0.0", proc.spec.note)]
         client.deliver(pack(b"hello", b"1", *running))
 
     def command(self, verb: bytes, fields: Sequence[bytes]) -> None:
