@@ -188,7 +188,7 @@ class Case:
         return self.lost_supervisor() or self.lost_node()
 
     def lost_track_of(self) -> bool:
-        """It was on its way, and never ran, when the spawner was struck, and a node that was struck could not be asked."""
+        """It was on its way when the spawner was struck, never ran, and a node that was struck could not be asked."""
         if self.stamps.start is not None:
             return self.lost_node()
         blows = [blow for blow in self._blows if blow.when <= self.launch.told]

@@ -114,7 +114,7 @@ class ProcSpawner(ABC):
         return await self.launch(proc_id, opts)
 
     async def end_as(self, keys: list[LaunchKey], timeout_secs: float | None) -> bool:  # noqa: ARG002  # the same
-        """`terminate`, or `kill` (None), of launches by their own names; False: they are not known by them."""
+        """`terminate`, or `kill` if there is no timeout, of launches by their own names; False: not known by them."""
         return False
 
     def on_settled(self, launcher: str, numbers: list[int]) -> None:  # noqa: B027  # no duty

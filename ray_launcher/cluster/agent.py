@@ -82,12 +82,14 @@ class Agent:
     async def join(self, generation: int, tokens: set[str]) -> bytes:
         """Begin anew with the spawner of this generation: a pickled `Inventory`; b"" where a later one has joined.
 
-        tokens: of launches that were handed on before. Of those that are not in the answer nothing is left.
+        tokens: of launches that were handed on before, or may have been. Of those that are not in the answer nothing
+        is left.
         """
         if generation < self._generation:
             return b""
         self._generation = generation
         await asyncio.shield(self._finding)
+        self._join = ""  # from here on nothing comes by what was sent before
         known = self._keeper.running.keys() | {exit_.token for exit_ in self._kept.values()}
         if not tokens <= known:
             await self._keeper.bury(tokens - known)

@@ -269,10 +269,11 @@ class Link:
         self._started.set()
 
     async def _meet(self) -> None:
-        """Join the agent. What it does not know any more of what it had got has ended."""
-        unsure = {message.token for message in (*self._underway, *self._outbox) if isinstance(message, Launch)}
-        expected = self.launches - unsure
-        answer = await self.agent.join.remote(self._owner.generation, expected)
+        """Join the agent. What it does not know any more of what it had got has ended; the rest is sent again."""
+        unsure = {message.token for message in self._underway if isinstance(message, Launch)}
+        unsent = {message.token for message in self._outbox if isinstance(message, Launch)}
+        expected = self.launches - unsure - unsent
+        answer = await self.agent.join.remote(self._owner.generation, expected | unsure)
         if not answer:
             raise _SupersededError
         inventory: Inventory = pickle.loads(answer)  # noqa: S301  # from our own agent

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import random
-from typing import Any
 
 import pytest
 from sim_chain import World
@@ -19,109 +19,145 @@ _NEVER_STARTED = ("already running", "on request", "no supervisor on the node")
 _LOST = "the node's supervisor was lost, and the proc with it"
 
 
-async def _scenario(
-    loop: SimLoop, seed: int, *, deaths: int, victims: str = "spawner agent", trouble: float = 0.0
-) -> None:
-    chance = random.Random(f"scenario {seed}")  # noqa: S311  # noise, no secret
-    world = World(loop, seed, trouble=trouble)
-    told: dict[int, list[ProcExitResult]] = collections.defaultdict(list)
-    codes: dict[int, int | None] = {}
-    ids: dict[int, str] = {}
-    asked: set[int] = set()
-    supervisor_died = False
+class Scenario:
+    """Launches and requests at random, deaths among them, and what the ports told."""
 
-    def launch(proc_id: str) -> None:
-        lifetime = chance.choice([0.0, 0.001, 0.1, 2 * chance.random(), None])
-        code = chance.randrange(100)
-        number, port = world.launch(proc_id, lifetime, code)
-        codes[number], ids[number] = None if lifetime is None else code, proc_id
-        port._future().add_done_callback(lambda future: told[number].append(future.result()))
-        if chance.random() < 0.2:
-            loop.call_later(chance.choice([0.0, 0.01, 1.0]) * chance.random(), lambda: port.ref)
+    def __init__(self, world: World, seed: int, victims: str) -> None:
+        self.world, self.seed = world, seed
+        self._chance = random.Random(f"scenario {seed}")  # noqa: S311  # noise, no secret
+        self._victims = victims.split()
+        self._ids: dict[int, str] = {}
+        self._endless: set[int] = set()
+        self._told: dict[int, list[ProcExitResult]] = collections.defaultdict(list)
 
-    def request(number: int) -> None:
-        asked.add(number)
-        world.request(ids[number], number, chance.choice([None, 0.0, 0.5, 2.0]))
+    async def play(self, deaths: int) -> None:
+        for _ in range(deaths):
+            for _ in range(self._chance.randrange(4)):
+                self._launch()
+            for number in self._open():
+                if self._chance.random() < 0.2:
+                    self._request(number)
+            await self._wait_a_little()
+            self._strike()
+            await self._wait_a_little()
+        for number in self._endless.intersection(self._open()):
+            self._request(number)
 
-    def strike() -> None:
-        nonlocal supervisor_died
-        struck = [victim for victim in victims.split() if chance.random() < 0.6]
+    async def check(self, *, once: bool = True) -> None:
+        """once: no program may have been started again, even where the first one is dead for certain."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._all_told(), _PATIENCE)
+        for number, proc_id in self._ids.items():
+            ends = self.world.starts.get(("launcher", number), [])
+            what = f"seed {self.seed}: launch {number} of {proc_id}: told {self._told[number]}, ends {ends}"
+            assert len(self._told[number]) == 1, f"{what}; {self.world.kept()}"
+            assert len(ends) <= 1 or not once, what
+            assert _is_true(self._told[number][0], ends), what
+        assert not self.world.twins, f"seed {self.seed}: two of one id at a time: {self.world.twins}"
+        await self._nothing_is_kept()
+
+    async def _nothing_is_kept(self) -> None:
+        """The ids are free again, and the last words of everybody have been heard."""
+        await asyncio.sleep(20)  # nobody is dying any more
+        for proc_id in sorted({*self._ids.values(), "one more"}):
+            _, port = self.world.launch(proc_id, 0.0, 3)
+            result = await asyncio.wait_for(asyncio.wrap_future(port._future()), _PATIENCE)
+            assert result.kind == Exited(3), f"seed {self.seed}: {proc_id} again: {result}; {self.world.kept()}"
+        await asyncio.sleep(5)
+        assert not any(self.world.kept().values()), f"seed {self.seed}: {self.world.kept()}"
+
+    def _launch(self) -> None:
+        proc_id = f"proc {self._chance.choice([len(self._ids) + 10, self._chance.randrange(3)])}"
+        lifetime = self._chance.choice([0.0, 0.001, 0.1, 2 * self._chance.random(), None])
+        number, port = self.world.launch(proc_id, lifetime, self._chance.randrange(100))
+        self._ids[number] = proc_id
+        if lifetime is None:
+            self._endless.add(number)
+        port._future().add_done_callback(lambda future: self._told[number].append(future.result()))
+        if self._chance.random() < 0.2:
+            when = self._chance.choice([0.0, 0.01, 1.0]) * self._chance.random()
+            asyncio.get_running_loop().call_later(when, lambda: port.ref)
+
+    def _open(self) -> list[int]:
+        return [number for number in self._ids if not self._told[number]]
+
+    def _request(self, number: int) -> None:
+        self.world.request(self._ids[number], number, self._chance.choice([None, 0.0, 0.5, 2.0]))
+
+    def _strike(self) -> None:
+        struck = [victim for victim in self._victims if self._chance.random() < 0.6]
         if "spawner" in struck:
-            world.spawner.sigkill()
-        for agent in world.agents.values():
-            if "agent" in struck and chance.random() < 0.7:
+            self.world.spawner.sigkill()
+        for agent in self.world.agents.values():
+            if "agent" in struck and self._chance.random() < 0.7:
                 agent.sigkill()
-        for supervisor in world.supervisors.values():
-            if "supervisor" in struck and chance.random() < 0.7:
-                supervisor_died = True
-                supervisor.kill(guarded=chance.random() < 0.5)
+        for supervisor in self.world.supervisors.values():
+            if "supervisor" in struck and self._chance.random() < 0.7:
+                supervisor.kill(guarded=self._chance.random() < 0.5)
 
-    for _ in range(deaths):
-        for _ in range(chance.randrange(4)):
-            launch(f"proc {chance.randrange(3)}" if chance.random() < 0.5 else f"proc {len(ids) + 10}")
-        for number in list(ids):
-            if not told[number] and chance.random() < 0.2:
-                request(number)
-        await asyncio.sleep(chance.choice([0.0, 0.0, 0.001, 0.01, 0.1, 2.0]) * chance.random())
-        strike()
-        await asyncio.sleep(chance.choice([0.0, 0.0, 0.001, 0.01, 0.1, 2.0]) * chance.random())
-    for number, code in codes.items():
-        if code is None and not told[number]:
-            request(number)
-    give_up = loop.time() + _PATIENCE
-    while len([number for number in ids if told[number]]) < len(ids) and loop.time() < give_up:
-        await asyncio.sleep(0.1)
-    for number, proc_id in ids.items():
-        what = f"seed {seed}: launch {number} of {proc_id}, code {codes[number]}, asked {number in asked}"
-        ends = world.starts.get(("launcher", number), [])
-        assert len(told[number]) == 1, f"{what}: told {told[number]}, ends {ends}; {world.kept()}"
-        assert len(ends) <= 1, f"{what}: started {len(ends)} times: {ends}"
-        _check(told[number][0], ends, supervisor_died, what)
-    await asyncio.sleep(20)  # nobody is dying any more
-    await _settle(world, f"seed {seed}")
-    assert not world.twins, f"seed {seed}: two of one id at a time: {world.twins}"
-    assert not loop.raised, f"seed {seed}: {loop.raised}"
+    async def _wait_a_little(self) -> None:
+        await asyncio.sleep(self._chance.choice([0.0, 0.0, 0.001, 0.01, 0.1, 2.0]) * self._chance.random())
+
+    async def _all_told(self) -> None:
+        while self._open():  # noqa: ASYNC110  # in simulated time
+            await asyncio.sleep(0.1)
 
 
-def _check(result: ProcExitResult, ends: list[bytes], supervisor_died: bool, what: str) -> None:
-    what = f"{what}: {result}, but {ends}"
-    if isinstance(result.kind, Failed):
-        lost = supervisor_died and result.kind.reason == _LOST
-        refused = not ends and any(words in result.kind.reason for words in _NEVER_STARTED)
-        assert lost or refused, what
-    elif isinstance(result.kind, Exited):
-        assert ends == [b"exited %d" % result.kind.code], what
-    else:
-        assert isinstance(result.kind, Signaled)
-        assert ends == [b"signaled %d" % result.kind.signal], what
+def _is_true(result: ProcExitResult, ends: list[bytes]) -> bool:
+    kind = result.kind
+    if isinstance(kind, Exited):
+        return ends[-1:] == [b"exited %d" % kind.code]
+    if isinstance(kind, Signaled):
+        return ends[-1:] == [b"signaled %d" % kind.signal]
+    assert isinstance(kind, Failed)
+    if kind.reason == _LOST:
+        return all(end for end in ends)  # whatever it was, it is over
+    return not ends and any(words in kind.reason for words in _NEVER_STARTED)
 
 
-async def _settle(world: World, what: str) -> None:
-    """The ids are free again, and nothing is kept, once the last words of everybody have been heard."""
-    for proc_id in sorted({f"proc {n}" for n in range(12)}):
-        _, port = world.launch(proc_id, 0.0, 3)
-        result = await asyncio.wait_for(asyncio.wrap_future(port._future()), _PATIENCE)
-        assert result.kind == Exited(3), f"{what}: {proc_id} launched again: {result}; {world.kept()}"
-    await asyncio.sleep(5)
-    kept = world.kept()
-    assert not any(map(bool, _leaves(kept))), f"{what}: {kept}"
+def _run(seed: int, *, deaths: int, victims: str, trouble: float = 0.0, once: bool = True) -> None:
+    async def run() -> None:
+        scenario = Scenario(World(loop, seed, trouble), seed, victims)
+        await scenario.play(deaths)
+        await scenario.check(once=once)
+        assert not loop.raised, f"seed {seed}: {loop.raised}"
 
-
-def _leaves(kept: dict[str, object]) -> list[object]:
-    return [each for value in kept.values() for each in (value if isinstance(value, list) else [value])]
-
-
-def _run(seed: int, **options: Any) -> None:
     loop = SimLoop()
     try:
-        task = loop.create_task(_scenario(loop, seed, **options))
-        loop.run_until_complete(task)
+        loop.run_until_complete(run())
     finally:
         loop.bury()
         loop.close()
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_outcomes_are_told_once_and_are_true(seed: int) -> None:
-    for part in range(10):
-        _run(1000 * seed + part, deaths=part % 5)
+def _cases(first: int, count: int, victims: str, *, once: bool = True) -> None:
+    """Up to five deaths in each; some calls are asked twice."""
+    for seed in range(first, first + count):
+        _run(seed, deaths=seed % 6, victims=victims, trouble=(0.0, 0.05, 0.3)[seed % 3], once=once)
+
+
+@pytest.mark.parametrize("victims", ["", "spawner", "agent", "supervisor", "spawner agent", "spawner supervisor"])
+def test_outcomes_are_told_once_and_are_true(victims: str) -> None:
+    _cases(0, 50, victims)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("part", range(10))
+@pytest.mark.parametrize("victims", ["spawner agent", "spawner supervisor"])
+def test_outcomes_are_told_once_and_are_true_in_ten_thousand_cases(victims: str, part: int) -> None:
+    _cases(1000 * (part + 1), 500, victims)
+
+
+def test_no_two_of_one_id_run_at_a_time_even_where_nobody_remembers_the_first() -> None:
+    """Its supervisor, the guard and the agent die together: what ran is found by its cookie, and killed."""
+    _cases(0, 100, "agent supervisor", once=False)
+
+
+@pytest.mark.xfail(
+    raises=AssertionError,
+    reason="supervisor and agent die together, and with them all that tells a launch that came from one that did not: "
+    "it is sent again, and its program is started again, after the first one is dead",
+)
+def test_launches_that_nobody_remembers_are_not_started_again() -> None:
+    _cases(0, 300, "agent supervisor")

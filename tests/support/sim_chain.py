@@ -92,8 +92,8 @@ class World:
             "outcomes": len(desk._outcomes),
             "tasks": len(desk._tasks),
             "roster": sorted(self.spawner.instance._roster.living),
-            "launches": [sorted(link.launches) for link in self.spawner.instance._links.values()],
-            "running": [sorted(agent._keeper.running) for agent in agents],
+            "launches": [token for link in self.spawner.instance._links.values() for token in link.launches],
+            "running": [token for agent in agents for token in agent._keeper.running],
         }
 
     # -- Ray ------------------------------------------------------------------------------------------------------

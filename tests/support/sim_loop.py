@@ -8,12 +8,14 @@ a `finally`, as with SIGKILL. An actor here is restarted and its calls are asked
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import random
 import selectors
 import warnings
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from ray.exceptions import ActorDiedError
@@ -56,25 +58,29 @@ class SimLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._clock.now
 
-    def call_soon(self, callback: Any, *args: Any, context: contextvars.Context | None = None) -> asyncio.Handle:
+    def call_soon(  # type: ignore[override]  # typeshed names the types of the arguments
+        self, callback: Any, *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.Handle:
         context = contextvars.copy_context() if context is None else context
         return super().call_soon(_guarded(callback, context), *args, context=context)
 
-    def call_at(
+    def call_at(  # type: ignore[override]  # the same
         self, when: float, callback: Any, *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         context = contextvars.copy_context() if context is None else context
         return super().call_at(when, _guarded(callback, context), *args, context=context)
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+    def run_in_executor(  # type: ignore[override]  # the same
+        self, executor: Any, func: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
         """At once and in this thread; the answer takes a moment."""
         done = self.create_future()
         try:
             answer = func(*args)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # as an executor does
             done.set_exception(error)
         else:
-            self.call_later(0.001, lambda: done.done() or done.set_result(answer))
+            self.call_later(0.001, _set, done, answer)
         return done
 
     def _make_task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
@@ -88,12 +94,14 @@ class SimLoop(asyncio.SelectorEventLoop):
             if not task.done():
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
                 coroutine: Any = task.get_coro()
-                with warnings.catch_warnings():
+                with warnings.catch_warnings(), contextlib.suppress(BaseException):  # it awaits in a finally, say
                     warnings.simplefilter("ignore")
-                    try:
-                        coroutine.close()
-                    except BaseException:  # noqa: BLE001, S110  # it awaits in a finally, say
-                        pass
+                    coroutine.close()
+
+
+def _set(done: asyncio.Future[Any], answer: object) -> None:
+    if not done.done():
+        done.set_result(answer)
 
 
 def _guarded(callback: Callable[..., object], context: contextvars.Context) -> Callable[..., object]:
@@ -153,7 +161,7 @@ class Actor:
         """The process; Ray starts another."""
         if self.process is not None and not self.gone:
             self._end()
-            _outside(lambda: asyncio.get_running_loop().call_later(self._delay(self._restart), self._start, True))
+            outside(lambda: asyncio.get_running_loop().call_later(self._delay(self._restart), self._start, True))
 
     def kill(self) -> None:
         """For good."""
@@ -165,7 +173,7 @@ class Actor:
         if self.process is not None:
             self.process.alive = False
             if not self.process.died.done():
-                _outside(lambda process=self.process: process.died.set_result(None))
+                outside(partial(self.process.died.set_result, None))
             self._up.clear()
             self.process = self.instance = None
 
@@ -180,7 +188,7 @@ class Actor:
         return self._chance.choice([0.0, most * self._chance.random() ** 3])
 
     def _call(self, method: str, args: tuple[Any, ...]) -> Ref:
-        return Ref(_outside(lambda: asyncio.ensure_future(self._ask(method, args))))
+        return Ref(outside(lambda: asyncio.ensure_future(self._ask(method, args))))
 
     async def _ask(self, method: str, args: tuple[Any, ...]) -> Any:
         while True:
@@ -191,7 +199,7 @@ class Actor:
             process, instance = self.process, self.instance
             assert process is not None
             coroutine: Coroutine[Any, Any, Any] = getattr(instance, method)(*args)
-            task: asyncio.Task[Any] = _inside(process, lambda coroutine=coroutine: asyncio.ensure_future(coroutine))
+            task: asyncio.Task[Any] = _inside(process, partial(asyncio.ensure_future, coroutine))
             patience = self._delay(0.05) if self._chance.random() < self._trouble else None
             await asyncio.wait((task, process.died), timeout=patience, return_when=asyncio.FIRST_COMPLETED)
             if not task.done() or patience is not None:
@@ -214,11 +222,8 @@ def _inside(process: Process, call: Callable[[], Any]) -> Any:
     return context.run(call)
 
 
-def _outside(call: Callable[[], Any]) -> Any:
+def outside(call: Callable[[], Any]) -> Any:
     """Run as nobody's: what goes on whoever dies."""
     context = contextvars.copy_context()
     context.run(_process.set, None)
     return context.run(call)
-
-
-outside = _outside
