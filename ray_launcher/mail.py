@@ -319,14 +319,15 @@ class Mail:
 
     def _attached(self, number: int, source: Source, answer: Future[object]) -> None:
         error = answer.exception()
+        answered = error is None or (isinstance(error, RayTaskError) and not isinstance(error, TaskCancelledError))
         with self._lock:
             self._refs.pop(number, None)
-            if source.raw is not None:
+            if source.raw is not None or (answered and self._open.pop(number, None)):
                 self._settled.append(number)
         self._wake()
         if isinstance(error, TaskCancelledError):
             self._cancel(number, source)
-        elif error is None or isinstance(error, RayTaskError):
+        elif answered:
             settle(source.result, result_of_future(answer))  # it may be the only one to hear of it
 
     def _cancel(self, number: int, source: Source) -> None:

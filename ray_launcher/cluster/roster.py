@@ -86,7 +86,9 @@ class Roster:
         """A launch begins, or is found after a restart."""
         proc = Proc(proc_id, token, asyncio.get_running_loop().create_future())
         self._by_token[token] = proc
-        self.living.setdefault(proc_id, proc)
+        holder = self.living.get(proc_id)
+        if holder is None or holder.end.done():  # one that was found after a restart may have ended before this began
+            self.living[proc_id] = proc
         return proc
 
     def end(self, proc: Proc) -> None:

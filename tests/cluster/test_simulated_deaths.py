@@ -120,12 +120,12 @@ def _run(seed: int, *, deaths: int, victims: str, trouble: float = 0.0, once: bo
         scenario = Scenario(World(loop, seed, trouble), seed, victims)
         await scenario.play(deaths)
         await scenario.check(once=once)
-        assert not loop.raised, f"seed {seed}: {loop.raised}"
 
     loop = SimLoop()
     try:
         loop.run_until_complete(run())
     finally:
+        assert not loop.raised, f"seed {seed}: {loop.raised}"
         loop.bury()
         loop.close()
 

@@ -105,9 +105,10 @@ class World:
             get_actor=self._get_actor, kill=lambda actor: actor.kill(), get_runtime_context=self._context
         )
         registry = functools.partial(_Registry, self)
-        client = types.SimpleNamespace(
+        client = types.SimpleNamespace()
+        vars(client).update(
+            vars(real_client),
             start=lambda directory, *_: self._start_supervisor(directory),
-            SupervisorError=real_client.SupervisorError,
             make_directory=lambda _: None,
             remove_directory=lambda _: None,
             last_words=lambda _: "",
