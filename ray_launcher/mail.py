@@ -322,7 +322,11 @@ class Mail:
         answered = error is None or (isinstance(error, RayTaskError) and not isinstance(error, TaskCancelledError))
         with self._lock:
             self._refs.pop(number, None)
-            if source.raw is not None or (answered and self._open.pop(number, None)):
+            known = source.raw is not None
+            if answered and number in self._open:
+                del self._open[number]
+                known = True
+            if known:
                 self._settled.append(number)
         self._wake()
         if isinstance(error, TaskCancelledError):

@@ -104,6 +104,8 @@ def strike(launcher: RayProcLauncher, nodes: Nodes, victim: str, files: Path, *,
         until(lambda: not running(pids["terminating"]), "the one that was terminated is dead", DEADLINE)
         blow.terminated_after = time.monotonic() - asked
         blow.wait_told("terminating", "exiting", *blow.crowd(), *([] if survives else ["running"]))
+    if not survives:
+        until(lambda: not running(layers.guard), "supervisor and guard have ended", DEADLINE)
     blow.launch({"starting 99": blow.options(nodes, "starting 99", "99")})
     blow.wait_told("starting 99")
     blow.next = blow.result("starting 99")

@@ -46,7 +46,7 @@ class Layers:
         self.guard, self.supervisor = guard_and_supervisor(launcher.session, node_id)
         self.agent = int(agent_on(launcher.session, node_id)["pid"])
         self.spawner = spawner_of(launcher)
-        self._handle = next(actor for actor in agents_of(launcher.session) if node_id[:16] in str(_name_of(actor)))
+        self._agent = next(agent for agent in agents_of(launcher.session) if node_id[:16] in _directory_of(agent))
 
     def kill(self, *pids: int) -> None:
         for pid in pids:
@@ -56,7 +56,7 @@ class Layers:
     def strike(self, victim: str) -> None:
         """Hit; the name tells whom, and how where it is not SIGKILL."""
         if victim == "agent by Ray":
-            ray.kill(self._handle, no_restart=False)
+            ray.kill(self._agent, no_restart=False)
         elif victim == "supervisor SIGSTOP":
             os.kill(self.supervisor, signal.SIGSTOP)
         elif victim.endswith("SIGTERM"):
@@ -84,10 +84,11 @@ def spawner_of(launcher: RayProcLauncher) -> int:
 
 
 def kill_and_await(pid: int) -> None:
-    """SIGKILL, and return when it is dead."""
-    os.kill(pid, signal.SIGKILL)
+    """SIGKILL, and return when it is dead. Two processes never have the same pid in one test."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
     until(lambda: not running(pid), f"{pid} is dead", DEADLINE)
 
 
-def _name_of(actor: Any) -> str:
-    return str(ray.get(actor.info.remote(), timeout=DEADLINE)["directory"])
+def _directory_of(agent: Any) -> str:
+    return str(ray.get(agent.info.remote(), timeout=DEADLINE)["directory"])
