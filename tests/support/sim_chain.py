@@ -108,6 +108,7 @@ class World:
         client = types.SimpleNamespace(
             start=lambda directory, *_: self._start_supervisor(directory),
             SupervisorError=real_client.SupervisorError,
+            runtime_directory=real_client.runtime_directory,
             make_directory=lambda _: None,
             remove_directory=lambda _: None,
             last_words=lambda _: "",
