@@ -121,7 +121,6 @@ class World:
             mop_up=self._mop_up,
             time=types.SimpleNamespace(monotonic_ns=lambda: int(self.loop.time() * 1e9)),
             remove_spare=lambda *_: None,
-            remove_orphaned_spare=lambda _: None,
         )
         keeper.Client.connect = functools.partial(_Client.connect, self)
         self._agent_module = _copy(
