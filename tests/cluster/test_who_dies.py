@@ -128,7 +128,11 @@ def test_the_procs_of_a_lost_supervisor_are_gone(blow: Blow) -> None:
 
 @fatal
 def test_nothing_of_a_lost_supervisor_stays(blow: Blow) -> None:
-    until(lambda: "spare log file" not in str(rest_of(blow.launcher.session)), "no log file is set aside by the dead", DEADLINE)
+    until(
+        lambda: "spare log file" not in str(rest_of(blow.launcher.session)),
+        "no log file is set aside by the dead",
+        DEADLINE,
+    )
 
 
 @fatal
