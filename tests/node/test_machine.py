@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from node_rig import Exit, Rig, until
 
 from ray_launcher.node.spec import Spec
+
+_ANY = list(HealthCheck)
 
 
 class SupervisorMachine(RuleBasedStateMachine):
@@ -161,14 +163,16 @@ class SupervisorMachine(RuleBasedStateMachine):
         return until(lambda: path.read_text().strip() if path.exists() else "", f"{token!r} says its pid")
 
 
-_quiet = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+def _play(examples: int, steps: int) -> None:
+    chosen = settings(max_examples=examples, stateful_step_count=steps, deadline=None, suppress_health_check=_ANY)
+    run_state_machine_as_test(SupervisorMachine, settings=chosen)  # type: ignore[no-untyped-call]
 
 
-class TestMachine(SupervisorMachine.TestCase):  # type: ignore[misc]  # of type Any
-    settings = settings(max_examples=12, stateful_step_count=20, **_quiet)
+def test_a_new_agent_is_told_what_there_is() -> None:
+    _play(12, 20)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-class TestLongMachine(SupervisorMachine.TestCase):  # type: ignore[misc]  # the same
-    settings = settings(max_examples=300, stateful_step_count=50, **_quiet)
+def test_a_new_agent_is_told_what_there_is_whatever_went_before() -> None:
+    _play(300, 50)

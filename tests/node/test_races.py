@@ -52,7 +52,7 @@ class _Races:
             self._happen(token, scripts[token])
             rig.wire.poll(0.001 * self._chance.random())
             self._listen()
-        rig.connect()  # everything that is not acknowledged comes again, and is the same
+        self._reconnect()  # everything that is not acknowledged comes again, and is the same
         rig.wire.barrier()
         self._listen()
         for token, script in scripts.items():
@@ -72,7 +72,12 @@ class _Races:
         elif what < 0.6:
             rig.sh(script, token=token)  # by an agent that does not know whether it has been heard
         elif what < 0.62:
-            rig.connect()
+            self._reconnect()
+
+    def _reconnect(self) -> None:
+        old = self._rig.wire
+        self._rig.connect()
+        old.close()
 
     def _listen(self) -> None:
         for frame in self._rig.wire.frames:
