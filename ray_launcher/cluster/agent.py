@@ -58,7 +58,7 @@ class Agent:
         self._logs = Path(_ray_node().get_logs_dir_path())
         self._directory = client.runtime_directory(name)
         self._cwd = str(Path.cwd())
-        self._keeper = Keeper(self._directory, self._logs, self._start, self._connected, self._on_news, self._cookie)
+        self._keeper = Keeper(self._directory, self._logs, self)
         self._finding = asyncio.ensure_future(self._keeper.find())
         self._generation = -1  # of the spawner that has joined us
         self._join = ""  # the last of its joins: what it said before is not heard
@@ -198,7 +198,8 @@ class Agent:
         after, self._told = self._told, self._numbered
         return pickle.dumps(News(after, self._told, [item for number, item in self._news if number > after]))
 
-    def _on_news(self, item: Started | Exit) -> None:
+    def on_news(self, item: Started | Exit) -> None:
+        """See `Host`."""
         self._numbered += 1
         self._news.append((self._numbered, item))
         if isinstance(item, Exit):
@@ -230,7 +231,7 @@ class Agent:
                 self._launch(supervisor, message)
             else:
                 self._keeper.failed(message.token, message.note, failure)
-        await self._keeper.drain()
+        await self._keeper.synced()
 
     def _request(self, message: Request | Signal) -> None:
         token = message.token.encode()
@@ -242,13 +243,19 @@ class Agent:
         else:
             self._keeper.send(b"terminate", token, b"%r" % message.timeout)
 
-    def _start(self) -> None:
+    def start_supervisor(self) -> None:
+        """See `Host`."""
         client.start(self._directory, self._raylet, self._session.lease, self._session.grace)
 
-    def _connected(self, supervisor: Client) -> None:
+    def on_connect(self, supervisor: Client) -> None:
+        """See `Host`."""
         supervisor.send(b"base", *(name + b"=" + value for name, value in self._base.items()))
         if self._lease:
             supervisor.send(b"lease", b"%r" % self._lease)
+
+    def on_superseded(self) -> None:
+        """See `Host`: this process is one that Ray has given up and started again elsewhere."""
+        os._exit(1)
 
     def _launch(self, supervisor: Client, message: Launch) -> None:
         token = message.token
@@ -269,7 +276,7 @@ class Agent:
             program=os.fsencode(opts.program),
             argv=[os.fsencode(opts.program if opts.arg0 is None else opts.arg0), *map(os.fsencode, opts.args)],
             cwd=os.fsencode(self._cwd if opts.cwd is None else os.path.join(self._cwd, opts.cwd)),  # noqa: PTH118
-            environ=additions(opts, self._cookie(token), self._raylet_environ),
+            environ=additions(opts, self.cookie(token), self._raylet_environ),
             unset=removals(base, opts.env_remove) if opts.env_remove else [],
             inherit=opts.inherit_env,
             stdout=self._log(proc_id, token, "stdout") if opts.want_stdio else b"",
@@ -281,7 +288,8 @@ class Agent:
     def _log(self, proc_id: str, token: str, stream: str) -> bytes:
         return os.fsencode(f"{self._logs}/{log_name(self._session.name, proc_id, token, stream)}")
 
-    def _cookie(self, token: str) -> str:
+    def cookie(self, token: str) -> str:
+        """See `Host`."""
         return f"{self._session.name}/{token}"
 
     # -- the spawner ----------------------------------------------------------------------------------------------

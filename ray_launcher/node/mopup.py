@@ -40,7 +40,9 @@ def _cookie(pid: int) -> bytes | None:
         return None
 
 
-def remove_spare(logs: Path, supervisor: int) -> None:
-    """Remove the log files that this supervisor had set aside."""
-    for path in logs.glob(f"{logfiles.PREFIX.decode()}{supervisor}-*"):
-        path.unlink(missing_ok=True)
+def remove_spare(logs: Path) -> None:
+    """Remove the log files that supervisors set aside which are no more."""
+    for path in logs.glob(f"{logfiles.PREFIX.decode()}*-*"):
+        supervisor = path.name.removeprefix(logfiles.PREFIX.decode()).partition("-")[0]
+        if not Path("/proc", supervisor).exists():
+            path.unlink(missing_ok=True)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import ray
-from node_rig import stat, until
+from node_rig import until
 from ray_rig import (
     DEADLINE,
     Nodes,
-    agents_of,
     ended,
     procs_of,
     python,
@@ -24,6 +21,7 @@ from ray_rig import (
     slowness,
     supervisors_of,
 )
+from victims import kill_guard_and_supervisor, kill_supervisor
 
 from ray_launcher import Failed, KillError, LaunchResult, Placement, ProcLauncherError, RayProcLauncher, TerminateError
 
@@ -72,29 +70,6 @@ def left_when_told(launcher: RayProcLauncher, procs: list[LaunchResult]) -> list
     for proc in procs:
         proc.exit_port._future().add_done_callback(lambda _: left.append(procs_of(launcher.session)))
     return left
-
-
-def guard_and_supervisor(session: str, node_id: str) -> tuple[int, int]:
-    """Their pids: the second is the child of the first."""
-    first, second = supervisors_of(f"{session}-{node_id[:16]}")
-    return (second, first) if int(stat(first)[1]) == second else (first, second)
-
-
-def kill_supervisor(session: str, node_id: str) -> None:
-    os.kill(guard_and_supervisor(session, node_id)[1], signal.SIGKILL)
-
-
-def kill_guard_and_supervisor(session: str, node_id: str) -> None:
-    guard, supervisor = guard_and_supervisor(session, node_id)
-    os.kill(supervisor, signal.SIGSTOP)  # else it would notice, and tidy up
-    os.kill(guard, signal.SIGKILL)
-    os.kill(supervisor, signal.SIGKILL)
-
-
-def agent_on(session: str, node_id: str) -> dict[str, Any]:
-    """Its facts."""
-    facts: list[dict[str, Any]] = ray.get([agent.info.remote() for agent in agents_of(session)])
-    return next(each for each in facts if node_id[:16] in each["directory"])
 
 
 @pytest.mark.parametrize("kill", [kill_supervisor, kill_guard_and_supervisor])

@@ -6,7 +6,6 @@ private copies with other globals, since a real Ray may be in use in the same pr
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import functools
 import importlib.util
@@ -267,6 +266,8 @@ class Supervisor:
             self._launch(Spec.from_fields(list(fields)))
         elif verb == b"ack":
             self._reports.acknowledge(map(int, fields))
+        elif verb == b"sync":
+            self._tell(pack(b"synced"))
         elif verb in (b"kill", b"terminate") and fields[0] in self._procs:
             proc = self._procs[fields[0]]
             patience = float(fields[1]) if verb == b"terminate" else 0.0
@@ -319,9 +320,6 @@ class _Client:
         """Buffered for a step, and gone with its sender until then."""
         if not self._lost:
             self._world.loop.call_soon(outside, functools.partial(self._supervisor.command, fields[0], fields[1:]))
-
-    async def drain(self) -> None:
-        await asyncio.sleep(0)
 
     def deliver(self, frame: bytes) -> None:
         self._frames.append(frame)
