@@ -22,7 +22,7 @@ from ray.exceptions import ActorUnavailableError, RayError
 
 from ray_launcher.cluster.environment import additions, base_environ, raylet_environ, removals
 from ray_launcher.cluster.follow import read_logs, tail_offset
-from ray_launcher.cluster.keeper import Keeper
+from ray_launcher.cluster.keeper import LOST, Keeper
 from ray_launcher.cluster.registry import Registry
 from ray_launcher.cluster.wire import Exit, Inventory, Launch, News, Request, SessionInfo, Signal, Started, log_name
 from ray_launcher.node import client
@@ -45,11 +45,14 @@ _RETRY = 0.2
 class Agent:
     """One per node and session. A detached actor: it leaves by itself when the spawner is gone for good.
 
-    name: its actor's, and its directory's, so that no other agent ever finds its supervisor.
+    name: its actor's, and its directory's, so that no other agent ever finds its supervisor.  again: there has been an
+    actor of this name before.
     """
 
-    def __init__(self, session: SessionInfo, name: str, spawner: ActorHandle[Any]) -> None:
+    def __init__(self, session: SessionInfo, name: str, spawner: ActorHandle[Any], again: bool = False) -> None:
         self._session, self._name = session, name
+        # Whether launches may have run here of which nothing is known any more; decided when we have looked.
+        self._forgot = again or ray.get_runtime_context().was_current_actor_reconstructed
         self._spawner: Any = spawner
         self._raylet = int(os.environ.get("RAY_RAYLET_PID") or os.getppid())
         self._raylet_environ = raylet_environ(self._raylet)
@@ -58,7 +61,7 @@ class Agent:
         self._logs = Path(_ray_node().get_logs_dir_path())
         self._directory = client.runtime_directory(name)
         self._cwd = str(Path.cwd())
-        self._keeper = Keeper(self._directory, self._logs, self)
+        self._keeper = Keeper(self._directory, self._logs, self._cookie(""), self)
         self._finding = asyncio.ensure_future(self._keeper.find())
         self._generation = -1  # of the spawner that has joined us
         self._join = ""  # the last of its joins: what it said before is not heard
@@ -79,26 +82,34 @@ class Agent:
 
     # -- for the spawner ------------------------------------------------------------------------------------------
 
-    async def join(self, generation: int, tokens: set[str]) -> bytes:
+    async def join(
+        self, generation: int, expected: dict[str, bytes], unsure: dict[str, bytes], complete: bool
+    ) -> bytes:
         """Begin anew with the spawner of this generation: a pickled `Inventory`; b"" where a later one has joined.
 
-        tokens: of launches that were handed on before, or may have been. Of those that are not in the answer nothing
-        is left.
+        expected: notes of launches that were handed on before, by token.  unsure: of those that may have been.
+        complete: there are no others. Of those that are not in the answer nothing has come to be, or will.
         """
         if generation < self._generation:
             return b""
         self._generation = generation
-        await asyncio.shield(self._finding)
+        if await asyncio.shield(self._finding):
+            self._forgot = False
         self._join = ""  # from here on nothing comes by what was sent before
         known = self._keeper.running.keys() | {exit_.token for exit_ in self._kept.values()}
-        if not tokens <= known:
-            await self._keeper.bury(tokens - known)
+        for token, note in {**expected, **(unsure if self._forgot else {})}.items():
+            if token not in known:
+                self._keeper.failed(token, note, LOST)
+        forgot = self._forgot
+        if complete:
+            self._forgot = False
         self._join = uuid.uuid4().hex
         self._handed_on = 0
         self._calls.clear()
         self._news.clear()
         self._told = self._numbered = 0
-        return pickle.dumps(Inventory(self._join, list(self._keeper.running.values()), list(self._kept.values())))
+        running, ended = list(self._keeper.running.values()), list(self._kept.values())
+        return pickle.dumps(Inventory(self._join, forgot, running, ended))
 
     async def post(self, join: str, call: int, received: int, settled: list[int], messages: bytes) -> bytes:
         """Take a pickled list of messages on, in order; answers with a pickled `News`, or b"" if not joined so.
@@ -276,7 +287,7 @@ class Agent:
             program=os.fsencode(opts.program),
             argv=[os.fsencode(opts.program if opts.arg0 is None else opts.arg0), *map(os.fsencode, opts.args)],
             cwd=os.fsencode(self._cwd if opts.cwd is None else os.path.join(self._cwd, opts.cwd)),  # noqa: PTH118
-            environ=additions(opts, self.cookie(token), self._raylet_environ),
+            environ=additions(opts, self._cookie(token), self._raylet_environ),
             unset=removals(base, opts.env_remove) if opts.env_remove else [],
             inherit=opts.inherit_env,
             stdout=self._log(proc_id, token, "stdout") if opts.want_stdio else b"",
@@ -288,9 +299,9 @@ class Agent:
     def _log(self, proc_id: str, token: str, stream: str) -> bytes:
         return os.fsencode(f"{self._logs}/{log_name(self._session.name, proc_id, token, stream)}")
 
-    def cookie(self, token: str) -> str:
-        """See `Host`."""
-        return f"{self._session.name}/{token}"
+    def _cookie(self, token: str) -> str:
+        """A launch's, in the environment of its processes."""
+        return f"{self._session.name}/{self._name.removeprefix(self._session.name + '-')}/{token}"
 
     # -- the spawner ----------------------------------------------------------------------------------------------
 

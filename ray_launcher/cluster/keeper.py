@@ -6,9 +6,9 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from ray_launcher.cluster.wire import Exit, Started
 from ray_launcher.exits import ExitReport
@@ -19,6 +19,8 @@ from ray_launcher.node.protocol import ProtocolError
 from ray_launcher.node.spec import Spec
 
 _logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 #: Seconds for what a lost supervisor leaves to be gone; longer than the guard goes on killing.
 MOP_UP = 12.0
@@ -40,15 +42,16 @@ class Host(Protocol):
     def on_superseded(self) -> None:
         """Another agent has taken the supervisor over; this one must not touch what is there any more."""
 
-    def cookie(self, token: str) -> str:
-        """A launch's, in the environment of its processes."""
-
 
 class Keeper:
-    """One supervisor after the other, in `directory`."""
+    """One supervisor after the other, in `directory`.
 
-    def __init__(self, directory: Path, logs: Path, host: Host) -> None:
+    cookie: what those of all its launches begin with, in the environment of their processes.
+    """
+
+    def __init__(self, directory: Path, logs: Path, cookie: str, host: Host) -> None:
         self._directory, self._logs, self._host = directory, logs, host
+        self._cookie = cookie.encode()
         self.running: dict[str, Started] = {}  # what it has been told to launch, or found to run, by token
         self._client: Client | None = None
         self._pid = 0
@@ -60,15 +63,15 @@ class Keeper:
         self._unconfirmed: deque[asyncio.Future[None]] = deque()
         self._failures = time.monotonic_ns()  # they count on from those of the agents before us
 
-    async def find(self) -> None:
-        """Find what an earlier agent has left here: a supervisor that runs, or one that is dying."""
+    async def find(self) -> bool:
+        """Find what an earlier agent has left here: True for a supervisor. Otherwise nothing of it lives afterwards."""
         async with self._lock:
             await self._in_thread(int)  # the thread that the others will run in, for there may be none to be had later
             try:
                 await self._connect()
             except (OSError, SupervisorError):
-                await self._in_thread(client.wait_until_free, self._directory, MOP_UP)
-                remove_spare(self._logs)
+                return not await self._clear()
+            return True
 
     async def supervisor(self) -> Client:
         """The one that runs, or a new one. Raises `SupervisorError` and OSError."""
@@ -104,12 +107,6 @@ class Keeper:
             self._unconfirmed.append(confirmed)
             self._client.send(b"sync")
             await confirmed
-
-    async def bury(self, tokens: Collection[str]) -> None:
-        """End what is left of launches that no supervisor knows: theirs, and its guard, and an agent, were killed."""
-        async with self._lock:
-            await self._mopped_up()
-            await self._in_thread(mop_up, {self._host.cookie(token).encode() for token in tokens}, MOP_UP)
 
     async def end(self, grace: float) -> None:
         """TERM every proc, KILL what is left `grace` seconds later, and return when nothing is.
@@ -187,20 +184,24 @@ class Keeper:
             self._client = self._mopping = None
 
     async def _mop_up(self) -> None:
-        """The supervisor is gone. Its guard kills what it left; if that was killed too, it is up to us."""
-        await self._in_thread(client.wait_until_free, self._directory, MOP_UP)
-        if self.running:
-            cookies = {self._host.cookie(token).encode() for token in self.running}
-            await self._in_thread(mop_up, cookies, MOP_UP)
+        if not await self._clear():  # it is there, and has let go of us
+            self._host.on_superseded()
         words = client.last_words(self._directory)
         for token, started in list(self.running.items()):
             self.failed(token, started.note, LOST + (f": {words}" if words else ""))
         client.remove_directory(self._directory)
-        remove_spare(self._logs)
         self._gone.set()
 
-    async def _in_thread(self, call: Callable[..., object], *args: object) -> None:
-        await asyncio.get_running_loop().run_in_executor(None, call, *args)
+    async def _clear(self) -> bool:
+        """End what a supervisor left: its guard does, and if that was killed too, it is up to us. False: it lives."""
+        free: bool = await self._in_thread(client.wait_until_free, self._directory, MOP_UP)
+        if free:
+            await self._in_thread(mop_up, self._cookie, MOP_UP)
+            remove_spare(self._logs)
+        return free
+
+    async def _in_thread(self, call: Callable[..., _T], *args: object) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(None, call, *args)
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

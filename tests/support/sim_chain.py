@@ -158,9 +158,13 @@ class World:
         self._again = again
         return self._spawner_module.ClusterSpawner(session, {})
 
-    def _start_agent(self, session: SessionInfo, node: Node, runtime_env: Any, name: str) -> Actor:
+    def _make_agent(self, session: SessionInfo, name: str, again: bool) -> Any:
+        self._again = again
+        return self._agent_module.Agent(session, name, self.spawner)
+
+    def _start_agent(self, owner: Any, node: Node, name: str, again: bool) -> Actor:
         if name not in self.agents:
-            make = lambda _: self._agent_module.Agent(session, name, self.spawner)  # noqa: E731
+            make = functools.partial(self._make_agent, owner.session, name)
             self.agents[name] = outside(lambda: Actor(name, make, self.chance, trouble=self._trouble))
         return self.agents[name]
 
@@ -176,9 +180,9 @@ class World:
         self.loop._clock.now += self.chance.random() * 0.001
         self.supervisors[directory] = outside(lambda: Supervisor(self))
 
-    def _mop_up(self, cookies: set[bytes], _timeout: float) -> bool:
+    def _mop_up(self, prefix: bytes, _timeout: float) -> bool:
         for proc in list(self.orphans):
-            if b"sim/" + proc.spec.token in cookies:
+            if any(item.startswith(b"RAY_LAUNCHER_ID=" + prefix) for item in proc.spec.environ):
                 self.orphans.remove(proc)
                 proc.end(b"mopped up")
         return True
