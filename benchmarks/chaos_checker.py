@@ -188,14 +188,15 @@ class Case:
         return self.lost_supervisor() or self.lost_node()
 
     def lost_track_of(self) -> bool:
-        """It was on its way when the spawner was struck, never ran, and a node that was struck could not be asked."""
+        """It was on its way when the spawner was struck, never ran, and a node that was struck knew nothing."""
         if self.stamps.start is not None:
             return self.lost_node()
         blows = [blow for blow in self._blows if blow.when <= self.launch.told]
         on_its_way = any(
             blow.layer == "spawner" and blow.when >= self.launch.launched - self.limits.blow for blow in blows
         )
-        lost = (blow for blow in blows if blow.layer == "raylet" and self.launch.node in (None, blow.node))
+        layers = ("raylet", "supervisor", "guard")
+        lost = (blow for blow in blows if blow.layer in layers and self.launch.node in (None, blow.node))
         return on_its_way and any(lost)
 
     # -- the rest -------------------------------------------------------------------------------------------------
@@ -252,6 +253,6 @@ _CAUSES: tuple[tuple[str, Callable[[Case], bool]], ...] = (
     (r"ended on request before", Case.ended_unstarted),
     (r"supervisor was lost", Case.lost_below),
     (r"no supervisor on the node|supervisor is ending", Case.never_served),
-    (r"was lost while the spawner was started again", Case.lost_track_of),
+    (r"while the spawner was started again", Case.lost_track_of),
     (r"\bnode [0-9a-f]+ \(.*\) (was lost|did not start)|no living node has the id", Case.lost_node),
 )

@@ -33,7 +33,7 @@ NODE_LOST = Failed(f"node {'ab' * 28} (127.0.0.1) was lost: no contact")
 UNKNOWN_NODE = Failed(f"no living node has the id '{'ab' * 28}'; the cluster's nodes are")
 UNSTARTED = Failed("ended on request before it was started")
 RUNNING = Failed("proc 'p1' is already running: wait for its exit port, or choose another id")
-UNKNOWN = Failed(f"node {'ab' * 28} (127.0.0.1) was lost while the spawner was started again: the proc ran there, or")
+UNKNOWN = Failed(f"node {'ab' * 28} (127.0.0.1) was lost while the spawner was started again: it ran there, or not")
 UNSERVED = Failed("no supervisor on the node: the supervisor did not start")
 CLOSED = Failed("exit port closed (the actor died)")
 

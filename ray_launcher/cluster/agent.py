@@ -22,7 +22,7 @@ from ray.exceptions import ActorUnavailableError, RayError
 
 from ray_launcher.cluster.environment import additions, base_environ, raylet_environ, removals
 from ray_launcher.cluster.follow import read_logs, tail_offset
-from ray_launcher.cluster.keeper import Keeper
+from ray_launcher.cluster.keeper import LOST, Keeper
 from ray_launcher.cluster.registry import Registry
 from ray_launcher.cluster.wire import Exit, Inventory, Launch, News, Request, SessionInfo, Signal, Started, log_name
 from ray_launcher.node import client
@@ -45,11 +45,14 @@ _RETRY = 0.2
 class Agent:
     """One per node and session. A detached actor: it leaves by itself when the spawner is gone for good.
 
-    name: its actor's, and its directory's, so that no other agent ever finds its supervisor.
+    name: its actor's, and its directory's, so that no other agent ever finds its supervisor.  again: there has been an
+    actor of this name before.
     """
 
-    def __init__(self, session: SessionInfo, name: str, spawner: ActorHandle[Any]) -> None:
+    def __init__(self, session: SessionInfo, name: str, spawner: ActorHandle[Any], again: bool = False) -> None:
         self._session, self._name = session, name
+        # Whether launches may have run here of which nothing is known any more; decided when we have looked.
+        self._forgot = again or ray.get_runtime_context().was_current_actor_reconstructed
         self._spawner: Any = spawner
         self._raylet = int(os.environ.get("RAY_RAYLET_PID") or os.getppid())
         self._raylet_environ = raylet_environ(self._raylet)
@@ -58,7 +61,7 @@ class Agent:
         self._logs = Path(_ray_node().get_logs_dir_path())
         self._directory = client.runtime_directory(name)
         self._cwd = str(Path.cwd())
-        self._keeper = Keeper(self._directory, self._logs, self._start, self._connected, self._on_news, self._cookie)
+        self._keeper = Keeper(self._directory, self._logs, self._cookie(""), self)
         self._finding = asyncio.ensure_future(self._keeper.find())
         self._generation = -1  # of the spawner that has joined us
         self._join = ""  # the last of its joins: what it said before is not heard
@@ -79,26 +82,34 @@ class Agent:
 
     # -- for the spawner ------------------------------------------------------------------------------------------
 
-    async def join(self, generation: int, tokens: set[str]) -> bytes:
+    async def join(
+        self, generation: int, expected: dict[str, bytes], unsure: dict[str, bytes], complete: bool
+    ) -> bytes:
         """Begin anew with the spawner of this generation: a pickled `Inventory`; b"" where a later one has joined.
 
-        tokens: of launches that were handed on before, or may have been. Of those that are not in the answer nothing
-        is left.
+        expected: notes of launches that were handed on before, by token.  unsure: of those that may have been.
+        complete: there are no others. Of those that are not in the answer nothing has come to be, or will.
         """
         if generation < self._generation:
             return b""
         self._generation = generation
-        await asyncio.shield(self._finding)
+        if await asyncio.shield(self._finding):
+            self._forgot = False
         self._join = ""  # from here on nothing comes by what was sent before
         known = self._keeper.running.keys() | {exit_.token for exit_ in self._kept.values()}
-        if not tokens <= known:
-            await self._keeper.bury(tokens - known)
+        for token, note in {**expected, **(unsure if self._forgot else {})}.items():
+            if token not in known:
+                self._keeper.failed(token, note, LOST)
+        forgot = self._forgot
+        if complete:
+            self._forgot = False
         self._join = uuid.uuid4().hex
         self._handed_on = 0
         self._calls.clear()
         self._news.clear()
         self._told = self._numbered = 0
-        return pickle.dumps(Inventory(self._join, list(self._keeper.running.values()), list(self._kept.values())))
+        running, ended = list(self._keeper.running.values()), list(self._kept.values())
+        return pickle.dumps(Inventory(self._join, forgot, running, ended))
 
     async def post(self, join: str, call: int, received: int, settled: list[int], messages: bytes) -> bytes:
         """Take a pickled list of messages on, in order; answers with a pickled `News`, or b"" if not joined so.
@@ -198,7 +209,8 @@ class Agent:
         after, self._told = self._told, self._numbered
         return pickle.dumps(News(after, self._told, [item for number, item in self._news if number > after]))
 
-    def _on_news(self, item: Started | Exit) -> None:
+    def on_news(self, item: Started | Exit) -> None:
+        """See `Host`."""
         self._numbered += 1
         self._news.append((self._numbered, item))
         if isinstance(item, Exit):
@@ -230,7 +242,7 @@ class Agent:
                 self._launch(supervisor, message)
             else:
                 self._keeper.failed(message.token, message.note, failure)
-        await self._keeper.drain()
+        await self._keeper.synced()
 
     def _request(self, message: Request | Signal) -> None:
         token = message.token.encode()
@@ -242,13 +254,19 @@ class Agent:
         else:
             self._keeper.send(b"terminate", token, b"%r" % message.timeout)
 
-    def _start(self) -> None:
+    def start_supervisor(self) -> None:
+        """See `Host`."""
         client.start(self._directory, self._raylet, self._session.lease, self._session.grace)
 
-    def _connected(self, supervisor: Client) -> None:
+    def on_connect(self, supervisor: Client) -> None:
+        """See `Host`."""
         supervisor.send(b"base", *(name + b"=" + value for name, value in self._base.items()))
         if self._lease:
             supervisor.send(b"lease", b"%r" % self._lease)
+
+    def on_superseded(self) -> None:
+        """See `Host`: this process is one that Ray has given up and started again elsewhere."""
+        os._exit(1)
 
     def _launch(self, supervisor: Client, message: Launch) -> None:
         token = message.token
@@ -282,7 +300,8 @@ class Agent:
         return os.fsencode(f"{self._logs}/{log_name(self._session.name, proc_id, token, stream)}")
 
     def _cookie(self, token: str) -> str:
-        return f"{self._session.name}/{token}"
+        """A launch's, in the environment of its processes."""
+        return f"{self._session.name}/{self._name.removeprefix(self._session.name + '-')}/{token}"
 
     # -- the spawner ----------------------------------------------------------------------------------------------
 

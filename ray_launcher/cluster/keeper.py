@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from ray_launcher.cluster.wire import Exit, Started
 from ray_launcher.exits import ExitReport
@@ -18,29 +20,38 @@ from ray_launcher.node.spec import Spec
 
 _logger = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
+
 #: Seconds for what a lost supervisor leaves to be gone; longer than the guard goes on killing.
 MOP_UP = 12.0
 LOST = "the node's supervisor was lost, and the proc with it"
 
 
+class Host(Protocol):
+    """The agent, as its keeper sees it."""
+
+    def start_supervisor(self) -> None:
+        """Start one in the keeper's directory; blocks. Raises `SupervisorError`."""
+
+    def on_connect(self, supervisor: Client) -> None:
+        """Called before anything else is sent to this supervisor."""
+
+    def on_news(self, item: Started | Exit) -> None:
+        """Called with what a supervisor tells."""
+
+    def on_superseded(self) -> None:
+        """Another agent has taken the supervisor over; this one must not touch what is there any more."""
+
+
 class Keeper:
     """One supervisor after the other, in `directory`.
 
-    start: starts one there; blocks.  on_connect(supervisor): before anything else is sent.  on_news: gets what it
-    tells.  cookie(token): a launch's, in the environment of its processes.
+    cookie: what those of all its launches begin with, in the environment of their processes.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        logs: Path,
-        start: Callable[[], None],
-        on_connect: Callable[[Client], None],
-        on_news: Callable[[Started | Exit], None],
-        cookie: Callable[[str], str],
-    ) -> None:
-        self._directory, self._logs, self._start = directory, logs, start
-        self._on_connect, self._on_news, self._cookie = on_connect, on_news, cookie
+    def __init__(self, directory: Path, logs: Path, cookie: str, host: Host) -> None:
+        self._directory, self._logs, self._host = directory, logs, host
+        self._cookie = cookie.encode()
         self.running: dict[str, Started] = {}  # what it has been told to launch, or found to run, by token
         self._client: Client | None = None
         self._pid = 0
@@ -49,16 +60,18 @@ class Keeper:
         self._ending = False
         self._gone = asyncio.Event()  # the supervisor, its guard, and all that was theirs
         self._mopping: asyncio.Future[None] | None = None
+        self._unconfirmed: deque[asyncio.Future[None]] = deque()
         self._failures = time.monotonic_ns()  # they count on from those of the agents before us
 
-    async def find(self) -> None:
-        """Find what an earlier agent has left here: a supervisor that runs, or one that is dying."""
+    async def find(self) -> bool:
+        """Find what an earlier agent has left here: True for a supervisor. Otherwise nothing of it lives afterwards."""
         async with self._lock:
             await self._in_thread(int)  # the thread that the others will run in, for there may be none to be had later
             try:
                 await self._connect()
             except (OSError, SupervisorError):
-                await self._in_thread(client.wait_until_free, self._directory, MOP_UP)
+                return not await self._clear()
+            return True
 
     async def supervisor(self) -> Client:
         """The one that runs, or a new one. Raises `SupervisorError` and OSError."""
@@ -68,7 +81,7 @@ class Keeper:
                 raise SupervisorError("the session is ending")
             if self._client is None:
                 client.make_directory(self._directory)
-                await self._in_thread(self._start)
+                await self._in_thread(self._host.start_supervisor)
                 await self._connect()
             assert self._client is not None  # noqa: S101  # see _connect
             return self._client
@@ -87,16 +100,13 @@ class Keeper:
         if self._client is not None:
             self._client.send(*fields)
 
-    async def drain(self) -> None:
-        """Return when the kernel has all that was sent: our own end can then not keep it from the supervisor."""
-        if self._client is not None:
-            await self._client.drain()
-
-    async def bury(self, tokens: Collection[str]) -> None:
-        """End what is left of launches that no supervisor knows: theirs, and its guard, and an agent, were killed."""
-        async with self._lock:
-            await self._mopped_up()
-            await self._in_thread(mop_up, {self._cookie(token).encode() for token in tokens}, MOP_UP)
+    async def synced(self) -> None:
+        """Return when the supervisor has carried out all that was sent, or is lost with all that is running."""
+        if self._client is not None and self._mopping is None:
+            confirmed = asyncio.get_running_loop().create_future()
+            self._unconfirmed.append(confirmed)
+            self._client.send(b"sync")
+            await confirmed
 
     async def end(self, grace: float) -> None:
         """TERM every proc, KILL what is left `grace` seconds later, and return when nothing is.
@@ -122,7 +132,7 @@ class Keeper:
         self._listed = asyncio.get_running_loop().create_future()
         found = await Client.connect(self._directory, self._on_frame, self._on_lost)
         self._client = found
-        self._on_connect(found)
+        self._host.on_connect(found)
         await self._listed
 
     def _on_frame(self, verb: bytes, fields: list[bytes]) -> None:
@@ -133,6 +143,10 @@ class Keeper:
                 self._started(token, pid, when, b"")
         elif verb == b"hello":
             self._hello(*fields)
+        elif verb == b"synced":
+            _resolve(self._unconfirmed.popleft())
+        elif verb == b"superseded":
+            self._host.on_superseded()
         elif verb == b"note":
             _logger.warning("%s", fields[0].decode(errors="replace"))
 
@@ -147,7 +161,7 @@ class Keeper:
         name = token.decode()
         started = Started(name, int(pid), float(when), note or self._note(name))
         self.running[name] = started
-        self._on_news(started)
+        self._host.on_news(started)
 
     def _note(self, token: str) -> bytes:
         known = self.running.get(token)
@@ -155,11 +169,13 @@ class Keeper:
 
     def _ended(self, exit_: Exit) -> None:
         self.running.pop(exit_.token, None)
-        self._on_news(exit_)
+        self._host.on_news(exit_)
 
     def _on_lost(self) -> None:
         if self._listed is not None and not self._listed.done():
             self._listed.set_exception(SupervisorError("the supervisor was lost as it was found"))
+        while self._unconfirmed:
+            _resolve(self._unconfirmed.popleft())
         self._mopping = asyncio.ensure_future(self._mop_up())
 
     async def _mopped_up(self) -> None:
@@ -168,21 +184,29 @@ class Keeper:
             self._client = self._mopping = None
 
     async def _mop_up(self) -> None:
-        """The supervisor is gone. Its guard kills what it left; if that was killed too, it is up to us."""
-        await self._in_thread(client.wait_until_free, self._directory, MOP_UP)
-        if self.running:
-            cookies = {self._cookie(token).encode() for token in self.running}
-            await self._in_thread(mop_up, cookies, MOP_UP)
+        if not await self._clear():  # it is there, and has let go of us
+            self._host.on_superseded()
         words = client.last_words(self._directory)
         for token, started in list(self.running.items()):
             self.failed(token, started.note, LOST + (f": {words}" if words else ""))
         client.remove_directory(self._directory)
-        if self._pid:
-            remove_spare(self._logs, self._pid)
         self._gone.set()
 
-    async def _in_thread(self, call: Callable[..., object], *args: object) -> None:
-        await asyncio.get_running_loop().run_in_executor(None, call, *args)
+    async def _clear(self) -> bool:
+        """End what a supervisor left: its guard does, and if that was killed too, it is up to us. False: it lives."""
+        free: bool = await self._in_thread(client.wait_until_free, self._directory, MOP_UP)
+        if free:
+            await self._in_thread(mop_up, self._cookie, MOP_UP)
+            remove_spare(self._logs)
+        return free
+
+    async def _in_thread(self, call: Callable[..., _T], *args: object) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(None, call, *args)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _exit(fields: list[bytes]) -> Exit:

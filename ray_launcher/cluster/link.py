@@ -20,7 +20,6 @@ from ray.exceptions import ActorDiedError, ActorUnschedulableError, RayError, Ru
 
 from ray_launcher.cluster.agent import Agent
 from ray_launcher.cluster.environment import NOT_STARTED, setup_time, worker_env
-from ray_launcher.cluster.keeper import LOST
 from ray_launcher.cluster.nodes import Node, is_alive, on_node
 from ray_launcher.cluster.registry import Registry
 from ray_launcher.cluster.wire import NAMESPACE, Exit, Inventory, Launch, News, Request, SessionInfo, Signal, Started
@@ -74,14 +73,15 @@ class Link:
         session = owner.session
         self.node = node
         self.name = name or f"{session.name}-{node.node_id[:16]}-{uuid.uuid4().hex[:8]}"
-        self.launches: set[str] = set()  # tokens without an exit
+        self.launches: dict[str, bytes] = {}  # by token, those without an exit: their notes
         self.lost = False
         self.resolved = asyncio.Event()  # the agent has told what it knows, or is lost
         self._owner, self._session = owner, session
         self._on_news, self._on_lost = on_news, on_lost
         self._registry = Registry(session.name)
         self._found = name is not None
-        self._joined = self._found  # there may be procs
+        self._joined = self._restored = self._found  # there may be procs, and some of which we do not know
+        self.forgot = False  # the agent does not know of all of them either
         self._suspect = suspect
         self._began = self._granted = asyncio.get_running_loop().time()
         self._why = "no contact"
@@ -103,7 +103,7 @@ class Link:
 
     def launch(self, message: Launch) -> None:
         """Send; from now on there will be an `Exit` for it, whatever happens."""
-        self.launches.add(message.token)
+        self.launches[message.token] = message.note
         self._send(message)
 
     def request(self, message: Request | Signal) -> None:
@@ -220,10 +220,10 @@ class Link:
 
     def _heard(self, item: Started | Exit) -> None:
         if isinstance(item, Started):
-            self.launches.add(item.token)
+            self.launches.setdefault(item.token, item.note)
             self._on_news(self, item)
             return
-        self.launches.discard(item.token)
+        self.launches.pop(item.token, None)
         self._on_news(self, item)
         if self._emptied is not None and not self.launches and not self._emptied.done():
             self._emptied.set_result(None)
@@ -265,29 +265,31 @@ class Link:
             if self._joined and not await loop.run_in_executor(None, is_alive, self.node):
                 await asyncio.Event().wait()  # it cannot come back: its lease runs out
             await loop.run_in_executor(None, self._registry.add, self.name, self.node)
-            self.agent = start_agent(self._session, self.node, self._owner.runtime_env, self.name)
+            self.agent = start_agent(self._owner, self.node, self.name, self._joined)
         self._started.set()
 
     async def _meet(self) -> None:
         """Join the agent. What it does not know any more of what it had got has ended; the rest is sent again."""
-        unsure = {message.token for message in self._underway if isinstance(message, Launch)}
+        underway = {message.token for message in self._underway if isinstance(message, Launch)}
         unsent = {message.token for message in self._outbox if isinstance(message, Launch)}
-        expected = self.launches - unsure - unsent
-        answer = await self.agent.join.remote(self._owner.generation, expected | unsure)
+        sent = {token: note for token, note in self.launches.items() if token not in unsent}
+        expected = {token: note for token, note in sent.items() if token not in underway}
+        unsure = {token: note for token, note in sent.items() if token in underway}
+        complete = not self._restored
+        answer = await self.agent.join.remote(self._owner.generation, expected, unsure, complete)
         if not answer:
             raise _SupersededError
         inventory: Inventory = pickle.loads(answer)  # noqa: S301  # from our own agent
         if not self._joined:  # it may have taken longer to start than a lease lasts
             self._joined = self.grant()
-        self._join, self._received, self._gaps = inventory.agent, 0, {}
+        self.forgot = self.forgot or (inventory.forgot and self._restored)
+        self._restored = False
+        self._join, self._received, self._gaps = inventory.join, 0, {}
         for end in inventory.ended:
             self._heard(end)
         for started in inventory.running:
             self._heard(started)
-        known = {item.token for item in inventory.running}
-        for token in expected & self.launches - known:
-            self._heard(Exit(0, token, _failed(LOST)))
-        self._send_again(known)
+        self._send_again({item.token for item in inventory.running})
         self.resolved.set()
 
     def _send_again(self, known: set[str]) -> None:
@@ -367,7 +369,7 @@ def _failed(reason: str) -> ExitReport:
     return ExitReport(None, None, False, reason, ())
 
 
-def start_agent(session: SessionInfo, node: Node, runtime_env: dict[str, Any], name: str) -> Any:
+def start_agent(owner: Owner, node: Node, name: str, again: bool) -> Any:
     """Create the agent's actor on its node, or get the one that is there.
 
     Detached, since an owned one would die with a spawner that only restarts. Restarted and asked again for ever:
@@ -386,7 +388,7 @@ def start_agent(session: SessionInfo, node: Node, runtime_env: dict[str, Any], n
             max_task_retries=-1,
             enable_task_events=False,
             **on_node(node),
-            runtime_env=worker_env(runtime_env),
+            runtime_env=worker_env(owner.runtime_env),
         )
-        .remote(session, name, ray.get_runtime_context().current_actor)
+        .remote(owner.session, name, ray.get_runtime_context().current_actor, again)
     )

@@ -14,7 +14,7 @@ class Restored:
     """`links` to the agents of earlier spawners; the first spawner of a session has none, and nothing to wait for."""
 
     def __init__(self, links: list[Link]) -> None:
-        self.lost: list[Node] = []  # nodes of earlier spawners, lost before they could tell what ran there
+        self.lost: list[Node] = []  # nodes of earlier spawners, lost, or agents that have forgotten, what ran there
         self._first = not links
         self._waiting = len(links)
         self._claims: dict[str, set[int]] = {}  # by launcher: all launches of which it has no outcome
@@ -52,7 +52,7 @@ class Restored:
 
     async def _await(self, link: Link) -> None:
         await link.resolved.wait()
-        if link.lost:
+        if link.lost or link.forgot:
             self.lost.append(link.node)
         self._waiting -= 1
         self._change()

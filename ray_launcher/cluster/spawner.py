@@ -88,7 +88,8 @@ class ClusterSpawner(ProcSpawner):
         lost = fitting(placement, self._restored.lost) if message.again else []
         if lost:
             nodes = ", ".join(map(str, lost))
-            return f"node {nodes} was lost while the spawner was started again: the proc ran there, or nowhere"
+            what = "was lost, or its agent and supervisor were, while the spawner was started again"
+            return f"node {nodes} {what}: the proc ran there, or nowhere"
         if self._ending:
             return "the session is ending"
         if proc_id in self._roster.living or proc_id in self._awaited:

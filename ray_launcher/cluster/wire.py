@@ -78,9 +78,13 @@ class Exit(NamedTuple):
 
 
 class Inventory(NamedTuple):
-    """All that an agent knows: what runs, and the ends that nobody has acknowledged. agent: its incarnation."""
+    """All that an agent knows: what runs, and the ends that nobody has acknowledged.
 
-    agent: str
+    join: names the join that this answers.  forgot: launches may have run there of which nothing is known any more.
+    """
+
+    join: str
+    forgot: bool
     running: list[Started]
     ended: list[Exit]
 

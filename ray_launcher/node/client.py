@@ -170,8 +170,6 @@ class Client(asyncio.Protocol):
         self._reader = FrameReader()
         self._outbox = bytearray()
         self._transport: asyncio.Transport | None = None
-        self._drained = asyncio.Event()  # the kernel has all that was written
-        self._drained.set()
 
     @classmethod
     async def connect(
@@ -201,11 +199,6 @@ class Client(asyncio.Protocol):
             self._transport.write(bytes(self._outbox))
         self._outbox.clear()
 
-    async def drain(self) -> None:
-        """Return when the kernel has all that was sent, or the connection has ended."""
-        self._flush()
-        await self._drained.wait()
-
     def close(self) -> None:
         """Let go of the supervisor, which then waits for another agent as long as its orphan grace."""
         self._flush()
@@ -215,15 +208,6 @@ class Client(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Asyncio's call: the socket is open."""
         self._transport = cast("asyncio.Transport", transport)
-        self._transport.set_write_buffer_limits(0)
-
-    def pause_writing(self) -> None:
-        """Asyncio's call: the kernel takes no more for now."""
-        self._drained.clear()
-
-    def resume_writing(self) -> None:
-        """Asyncio's call: it has taken all there was."""
-        self._drained.set()
 
     def data_received(self, data: bytes) -> None:
         """Asyncio's call: bytes have arrived."""
@@ -237,5 +221,4 @@ class Client(asyncio.Protocol):
 
     def connection_lost(self, _error: Exception | None) -> None:
         """Asyncio's call: the socket is closed, by whichever side."""
-        self._drained.set()
         self._on_lost()

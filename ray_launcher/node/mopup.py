@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Collection
 from pathlib import Path
 
 from ray_launcher.node import logfiles, proctable
 
 
-def mop_up(cookies: Collection[bytes], timeout: float) -> bool:
-    """SIGKILL every process that carries one of these launch cookies, and all below it, until none is left.
+def mop_up(prefix: bytes, timeout: float) -> bool:
+    """SIGKILL every process whose launch cookie begins with `prefix`, and all below it, until none is left.
 
     Blocks for at most `timeout` seconds; returns whether all are gone. A process that has cleared its environment
     and whose parents are gone cannot be found any more.
@@ -19,7 +18,7 @@ def mop_up(cookies: Collection[bytes], timeout: float) -> bool:
     deadline = time.monotonic() + timeout
     looks = 0  # in a row without finding one: within an exec a process does not show its cookie
     while looks < 2:
-        found = [stat for stat in proctable.snapshot().values() if stat.alive and _cookie(stat.pid) in cookies]
+        found = [stat for stat in proctable.snapshot().values() if stat.alive and _cookie(stat.pid).startswith(prefix)]
         for stat in found:
             for pid in proctable.descendants(stat.pid):
                 below = proctable.stat(pid)
@@ -33,14 +32,16 @@ def mop_up(cookies: Collection[bytes], timeout: float) -> bool:
     return True
 
 
-def _cookie(pid: int) -> bytes | None:
+def _cookie(pid: int) -> bytes:
     try:
-        return proctable.cookie(pid)
+        return proctable.cookie(pid) or b""
     except proctable.HalfwayError:  # or a thread of the kernel's
-        return None
+        return b""
 
 
-def remove_spare(logs: Path, supervisor: int) -> None:
-    """Remove the log files that this supervisor had set aside."""
-    for path in logs.glob(f"{logfiles.PREFIX.decode()}{supervisor}-*"):
-        path.unlink(missing_ok=True)
+def remove_spare(logs: Path) -> None:
+    """Remove the log files that supervisors set aside which are no more."""
+    for path in logs.glob(f"{logfiles.PREFIX.decode()}*-*"):
+        supervisor = path.name.removeprefix(logfiles.PREFIX.decode()).partition("-")[0]
+        if not Path("/proc", supervisor).exists():
+            path.unlink(missing_ok=True)

@@ -103,6 +103,14 @@ class Peers:
                 peer.events = wanted
                 self._epoll.modify(peer.sock.fileno(), wanted)
 
+    def dismiss(self, peer: Peer, last: bytes) -> None:
+        """End a connection with a last word, if there is room for it."""
+        try:
+            peer.sock.send(last)
+        except OSError:
+            pass
+        self.drop(peer)
+
     def drop(self, peer: Peer) -> None:
         """End a connection. Twice does nothing."""
         if self._peers.pop(peer.sock.fileno(), None) is None:

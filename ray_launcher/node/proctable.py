@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 
@@ -79,7 +80,7 @@ def snapshot() -> dict[int, Stat]:
 
 
 class HalfwayError(Exception):
-    """The process is within an exec: it has its new memory, and no arguments or environment in it yet."""
+    """The process is within an exec: it has its new memory, and no arguments or environment in it yet. Or it exits."""
 
 
 def cookie(pid: int) -> bytes | None:
@@ -89,6 +90,8 @@ def cookie(pid: int) -> bytes | None:
     """
     data = _memory(pid, "environ")
     if data is None:
+        if _has_no_memory(pid):
+            raise HalfwayError
         return None
     if not data and _memory(pid, "cmdline") == b"":
         raise HalfwayError
@@ -119,6 +122,15 @@ def _memory(pid: int, name: str) -> bytes | None:
         return data
     others = (_read(f"/proc/{pid}/task/{thread}/{name}") for thread in _threads(pid))
     return next(filter(None, others), data)
+
+
+def _has_no_memory(pid: int) -> bool:
+    """Whether it is exiting: older kernels say so with an empty environment, newer ones (6.18) with ESRCH."""
+    try:
+        reserve.close(reserve.with_room(os.open, f"/proc/{pid}/environ", os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno == errno.ESRCH
+    return True  # it was, a moment ago
 
 
 def _threads(pid: int) -> list[str]:

@@ -8,9 +8,9 @@ pays for its size.
 
 Verbs, agent to supervisor: hello, base *NAME=VALUE, launch SPEC, terminate TOKEN SECONDS, kill TOKEN,
 signal TOKEN SIGNUM [SENDER NUMBER] (of one sender, a number that is not higher than the last does nothing), ack *SEQ,
-lease UNTIL (`time.monotonic`), stop SECONDS. Supervisor to agent: exit SEQ TOKEN NOTE KIND REASON VALUE CORE TIME
+lease UNTIL (`time.monotonic`), sync, stop SECONDS. Supervisor to agent: exit SEQ TOKEN NOTE KIND REASON VALUE CORE TIME
 *TAIL, hello PID *(TOKEN PID STARTED NOTE) (unacknowledged exits come before it), started *(TOKEN PID STARTED),
-note TEXT, bye.
+synced (all that was sent before has been carried out), superseded (by another agent), note TEXT, bye.
 """
 
 from __future__ import annotations
@@ -148,14 +148,21 @@ class Supervisor:
             self._launch(reserve.with_room(Spec.from_fields, fields))
         elif verb == b"base":
             self._base = dict(_pair(item) for item in fields)
-        elif verb == b"ack":
+        elif verb in (b"ack", b"lease", b"sync", b"stop"):
+            self._housekeeping(verb, fields)
+        else:
+            self._request(verb, fields)
+
+    def _housekeeping(self, verb: bytes, fields: list[bytes]) -> None:
+        """What is about the supervisor itself."""
+        if verb == b"ack":
             self._reports.acknowledge([int(_one(fields[:1])), *map(int, fields[1:])])
         elif verb == b"lease":
             self._renew(_seconds(_one(fields)))
         elif verb == b"stop":
             self._stop(_seconds(_one(fields)))
         else:
-            self._request(verb, fields)
+            self._tell(b"synced")
 
     def _request(self, verb: bytes, fields: list[bytes]) -> None:
         """terminate, kill, signal. For a token that does not run: nothing, by contract."""
@@ -195,7 +202,7 @@ class Supervisor:
         previous, self._agent = self._agent, peer
         if previous is not None and previous is not peer:
             previous.is_agent = False
-            self._peers.drop(previous)
+            self._peers.dismiss(previous, pack(b"superseded"))
         peer.is_agent = True
         if self._orphaned is not None:
             self._orphaned.cancel()

@@ -154,10 +154,5 @@ def test_no_two_of_one_id_run_at_a_time_even_where_nobody_remembers_the_first() 
     _cases(0, 100, "agent supervisor", once=False)
 
 
-@pytest.mark.xfail(
-    raises=AssertionError,
-    reason="supervisor and agent die together, and with them all that tells a launch that came from one that did not: "
-    "it is sent again, and its program is started again, after the first one is dead",
-)
 def test_launches_that_nobody_remembers_are_not_started_again() -> None:
     _cases(0, 300, "agent supervisor")

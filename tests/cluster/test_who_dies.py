@@ -1,303 +1,285 @@
-"""The who-dies table: victim by signal by moment. Each blow hits procs that start, run, terminate and exit."""
+"""The table of who may die: victim by moment, what every port says, and what is gone."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import ray
-from blows import PATIENCE, Blow, end, strike
+from leaks import Traces
 from node_rig import running, until
-from ray_rig import DEADLINE, Nodes, ended, procs_of, python, rest_of, shell, slowness
-from victims import agent_on, kill_and_await, spawner_of
+from ray_rig import DEADLINE, Nodes, ended, procs_of, shell, supervisors_of
+from victims import Victims, is_there
 
-from ray_launcher import Exited, Failed, LaunchResult, RayProcLauncher, Signaled
+from ray_launcher import Exited, ExitPort, Failed, LaunchOptions, ProcExitResult, RayProcLauncher, Signaled
+from ray_launcher.cluster.keeper import LOST
 
-#: Layers that come back, or are only stopped: nothing may be lost with them.
-SURVIVED = (
-    "spawner",
-    "agent",
-    "agent by Ray",
-    "agent and spawner",
-    "supervisor SIGSTOP",
-)
-#: Layers that take their procs with them.
-FATAL = (
-    "supervisor",
-    "guard and supervisor",
-    "agent and supervisor",
-    "agent and guard and supervisor",
-    "spawner and supervisor",
-)
-#: Those that tell the supervisor to end: it ends its procs in order.
-ORDERLY = ("guard", "supervisor SIGTERM")
-#: Why a launch may have come to nothing when its node's supervisor was lost.
-_LOST = "the node's supervisor was lost, and the proc with it"
-_REASONS = (_LOST, "no supervisor on the node", "the node's supervisor is ending")
+pytestmark = pytest.mark.timeout(180)
+
+#: Those whose death no proc notices.
+ABOVE = ["agent", "agent, as Ray ends it", "spawner", "agent and spawner", "supervisor, stopped for a while"]
+#: Those that take their procs along, and what each port may say then.
+BELOW: dict[str, set[object]] = {
+    "supervisor": {Failed(LOST)},
+    "guard and supervisor": {Failed(LOST)},
+    "agent, guard and supervisor": {Failed(LOST)},
+    "guard": {Signaled(signal.SIGTERM), Signaled(signal.SIGKILL)},
+    "supervisor, asked to end": {Signaled(signal.SIGTERM), Signaled(signal.SIGKILL)},
+}
+#: What a launch may say besides whose supervisor ends or dies as it comes.
+UNSTARTED = ("the node's supervisor is ending", "no supervisor on the node", "node ")
+STARTS = 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Instead of the check after each test: what is killed here is replaced, in a session that goes on."""
+    before = Traces(tmp_path_factory.getbasetemp())
+    yield
+    assert before.wait_for_none_new() == []
 
 
 @pytest.fixture(scope="module")
-def session(nodes: Nodes) -> Iterator[RayProcLauncher]:
-    with RayProcLauncher(grace=1, lease=10) as launcher:
-        assert ended(launcher.launch("first", shell("exit", nodes.on("a"))).exit_port).ok
+def session(nodes: Nodes, nothing_left: None) -> Iterator[RayProcLauncher]:
+    with RayProcLauncher(grace=1, lease=30) as launcher:
         yield launcher
         launcher.close(0)
 
 
-@pytest.fixture(scope="module")
-def blow(request: Any, session: RayProcLauncher, nodes: Nodes, tmp_path_factory: Any) -> Iterator[Blow]:
-    victim: str = request.param
-    assert ended(session.launch("before", shell("exit", nodes.on("a"))).exit_port).ok
-    blow = strike(session, nodes, victim, tmp_path_factory.mktemp("blow"), survives=victim in SURVIVED)
-    yield blow
-    end(blow)
+class Scene:
+    """One session, one node, files that procs write to, and how often each port has resolved."""
+
+    def __init__(self, launcher: RayProcLauncher, node_id: str, nodes: Nodes, path: Path) -> None:
+        self.launcher, self.path = launcher, path
+        self.at = nodes.on("a")
+        self.results: dict[str, list[ProcExitResult]] = {}
+        assert ended(self.launch("warm", "exit")).ok
+        is_there(launcher, node_id)
+        self.victims = Victims(launcher, node_id)
+
+    def options(self, name: str, script: str) -> LaunchOptions:
+        """A script that notes in a file of its own that it has been started, and its pid."""
+        return shell(f"echo $$ >> {self.path}/{name}.started; {script}", self.at)
+
+    def launch(self, name: str, script: str) -> ExitPort:
+        return self.watch(name, self.launcher.launch(name, self.options(name, script)).exit_port)
+
+    def watch(self, name: str, port: ExitPort) -> ExitPort:
+        self.results[name] = []
+        port.add_done_callback(self.results[name].append)
+        return port
+
+    def starts(self, name: str) -> list[int]:
+        """The pids with which it was started."""
+        try:
+            return [int(pid) for pid in (self.path / f"{name}.started").read_text().split()]
+        except FileNotFoundError:
+            return []
+
+    def has_written(self, name: str) -> None:
+        until((self.path / name).exists, f"{name} is there", DEADLINE)
+
+    def serves(self) -> None:
+        """The next launch works."""
+        self.victims.relent()
+        assert ended(self.launch("next", "exit 3")).returncode == 3
+
+    def check(self) -> None:
+        """The same, and each port has resolved once."""
+        self.serves()
+        until(lambda: all(self.results.values()), "every callback has been called", DEADLINE)
+        assert {name: len(results) for name, results in self.results.items()} == dict.fromkeys(self.results, 1)
+
+    def nothing_runs(self) -> None:
+        until(lambda: not procs_of(self.launcher.session), "no proc is left", DEADLINE)
 
 
-survived = pytest.mark.parametrize("blow", SURVIVED, indirect=True)
-fatal = pytest.mark.parametrize("blow", FATAL, indirect=True)
-orderly = pytest.mark.parametrize("blow", ORDERLY, indirect=True)
-every = pytest.mark.parametrize("blow", [*SURVIVED, *FATAL, *ORDERLY], indirect=True)
+@pytest.fixture
+def scene(session: RayProcLauncher, nodes: Nodes, tmp_path: Path) -> Iterator[Scene]:
+    scene = Scene(session, nodes.ids()["a"], nodes, tmp_path)
+    yield scene
+    scene.victims.relent()
+    for name, results in scene.results.items():
+        if not results:
+            session.kill(name)
 
 
-# -- what is lost with nobody ---------------------------------------------------------------------------------------
-
-
-@every
-def test_the_next_launch_works(blow: Blow) -> None:
-    assert blow.next is not None
-    assert blow.next.kind == Exited(99)
-
-
-@every
-def test_each_port_tells_once(blow: Blow) -> None:
-    assert {proc_id: len(told) for proc_id, told in blow.told.items() if proc_id != "running"} == {
-        proc_id: 1 for proc_id in blow.told if proc_id != "running"
-    }
-
-
-# -- layers that come back ------------------------------------------------------------------------------------------
-
-
-@survived
-def test_procs_that_start_start_once_and_end_as_they_do(blow: Blow) -> None:
-    assert {proc_id: blow.result(proc_id).kind for proc_id in blow.crowd()} == {
-        proc_id: Exited(code) for proc_id, code in blow.crowd().items()
-    }
-    assert {proc_id: blow.starts(proc_id) for proc_id in blow.crowd()} == dict.fromkeys(blow.crowd(), 1)
-
-
-@survived
-def test_a_proc_that_runs_goes_on(blow: Blow) -> None:
-    assert running(blow.pid)
-    [info] = [info for info in blow.launcher.procs() if info.proc_id == "running"]
-    assert (info.state, info.pid) == ("RUNNING", blow.pid)
-    assert blow.starts("running") == 1
-    assert blow.told["running"] == []
-
-
-@survived
-def test_a_proc_that_is_terminated_is_killed_when_its_time_is_up(blow: Blow) -> None:
-    assert blow.result("terminating").kind == Signaled(signal.SIGKILL, False)
-    assert PATIENCE <= blow.terminated_after < PATIENCE + slowness()
-
-
-@survived
-def test_a_proc_that_exits_meanwhile_is_heard(blow: Blow) -> None:
-    assert blow.result("exiting").kind == Exited(7)
-    assert blow.starts("exiting") == 1
-
-
-# -- layers that take their procs with them -------------------------------------------------------------------------
-
-
-@fatal
-def test_the_procs_of_a_lost_supervisor_fail(blow: Blow) -> None:
-    for proc_id in ("running", "terminating", "exiting"):
-        assert blow.result(proc_id).kind == Failed(_LOST)
-        assert blow.starts(proc_id) == 1
-
-
-@fatal
-def test_the_procs_of_a_lost_supervisor_are_gone(blow: Blow) -> None:
-    until(lambda: not procs_of(blow.launcher.session), "nothing is left, whatever escaped", DEADLINE)
-
-
-@fatal
-def test_nothing_of_a_lost_supervisor_stays(blow: Blow) -> None:
-    until(
-        lambda: "spare log file" not in str(rest_of(blow.launcher.session)),
-        "no log file is set aside by the dead",
-        DEADLINE,
+def run(scene: Scene) -> tuple[ExitPort, int]:
+    """A proc that runs until the file `go` is there, and its pid."""
+    script = (
+        f"touch {scene.path}/ready; while [ ! -e {scene.path}/go ]; do sleep 0.02; done; echo last words >&2; exit 5"
     )
+    port = scene.launch("runs", script)
+    scene.has_written("ready")
+    return port, scene.starts("runs")[0]
 
 
-@fatal
-def test_procs_that_start_meanwhile_end_as_they_do_or_fail(blow: Blow) -> None:
-    for proc_id, code in blow.crowd().items():
-        kind = blow.result(proc_id).kind
-        if isinstance(kind, Failed):
-            assert kind.reason.startswith(_REASONS)
-        else:
-            assert kind == Exited(code)
-            assert blow.starts(proc_id) >= 1
+# -- above the procs ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("blow", ["supervisor", "guard and supervisor", "spawner and supervisor"], indirect=True)
-def test_no_program_is_started_again(blow: Blow) -> None:
-    assert max(blow.starts(proc_id) for proc_id in blow.crowd()) <= 1
+@pytest.mark.parametrize("victim", ABOVE)
+def test_starting_each_is_started_once_whoever_dies_above(scene: Scene, victim: str) -> None:
+    names = [f"starts-{number}" for number in range(STARTS)]
+    launched = scene.launcher.launch_many({name: scene.options(name, "exit 7") for name in names})
+    scene.victims.strike(victim)
+    ports = [scene.watch(name, result.exit_port) for name, result in launched.items()]
+    if "stopped" in victim:
+        scene.victims.relent()
+    assert {ended(port).kind for port in ports} == {Exited(7)}
+    assert {name: len(scene.starts(name)) for name in names} == dict.fromkeys(names, 1)
+    scene.check()
 
 
-@orderly
-def test_a_supervisor_that_is_told_to_end_ends_its_procs(blow: Blow) -> None:
-    assert blow.result("running").kind in (Signaled(signal.SIGTERM, False), Exited(128 + signal.SIGTERM))
-    assert blow.result("terminating").kind == Signaled(signal.SIGKILL, False)
-    for proc_id, code in blow.crowd().items():
-        kind = blow.result(proc_id).kind
-        assert kind in (Exited(code), Signaled(signal.SIGTERM, False)) or str(kind).startswith("failed: "), kind
-        assert blow.starts(proc_id) <= 1
+@pytest.mark.parametrize("victim", ABOVE)
+def test_running_a_proc_goes_on_whoever_dies_above(scene: Scene, victim: str) -> None:
+    port, pid = run(scene)
+    scene.victims.strike(victim)
+    scene.serves()
+    assert running(pid)
+    assert not port.done()
+    (scene.path / "go").touch()
+    assert ended(port) == ProcExitResult(Exited(5), ["last words"])
+    assert scene.starts("runs") == [pid]
+    scene.check()
 
 
-# -- the proc itself ------------------------------------------------------------------------------------------------
-
-#: A leader, a child, and one that has escaped with setsid; it prints the pids of all.
-_TREE = """
-import os, sys, time
-child = os.fork() or time.sleep(9999)
-read, write = os.pipe()
-if os.fork() == 0:
-    os.setsid()
-    escaped = os.fork()
-    if escaped:
-        os._exit(0)
-    os.write(write, b"%d" % os.getpid())
-    time.sleep(9999)
-print(os.getpid(), child, int(os.read(read, 20)), flush=True)
-time.sleep(9999)
-"""
+@pytest.mark.parametrize("victim", ABOVE)
+def test_terminating_the_escalation_comes_whoever_dies_above(scene: Scene, victim: str) -> None:
+    script = f"trap 'touch {scene.path}/termed' TERM; touch {scene.path}/ready; while :; do sleep 0.02; done"
+    port = scene.launch("stubborn", script)
+    scene.has_written("ready")
+    scene.launcher.terminate("stubborn", 1.5)
+    scene.has_written("termed")
+    scene.victims.strike(victim)
+    if "stopped" in victim:
+        scene.victims.relent()
+    assert ended(port).kind == Signaled(signal.SIGKILL)
+    scene.check()
 
 
-def _tree(session: RayProcLauncher, nodes: Nodes, proc_id: str) -> tuple[LaunchResult, list[int]]:
-    proc = session.launch(proc_id, python(_TREE, nodes.on("a")))
-    return proc, list(map(int, next(session.logs(proc_id, follow=True)).split()))
+@pytest.mark.parametrize("victim", ABOVE)
+def test_exiting_the_exit_arrives_whoever_is_dead_above(scene: Scene, victim: str) -> None:
+    port, _ = run(scene)
+    scene.victims.strike(victim)
+    (scene.path / "go").touch()
+    if "stopped" in victim:
+        scene.victims.relent()
+    assert ended(port) == ProcExitResult(Exited(5), ["last words"])
+    scene.check()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
-def test_a_leader_that_is_killed_takes_its_tree_along_and_nobody_else(
-    session: RayProcLauncher, nodes: Nodes, signum: signal.Signals
-) -> None:
-    proc, pids = _tree(session, nodes, "killed")
-    bystander, others = _tree(session, nodes, "bystander")
-    os.kill(pids[0], signum)
-    assert ended(proc.exit_port).kind == Signaled(signum, False)
-    until(lambda: not any(map(running, pids)), "its tree is gone", DEADLINE)
-    assert all(map(running, others))
-    session.kill("bystander")
-    ended(bystander.exit_port)
+# -- what owns the procs --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("member", [1, 2], ids=["child", "escaped"])
-def test_a_descendant_that_is_killed_is_nobodys_end(session: RayProcLauncher, nodes: Nodes, member: int) -> None:
-    proc, pids = _tree(session, nodes, "goes on")
-    kill_and_await(pids[member])
-    assert ended(session.launch("after", shell("exit", nodes.on("a"))).exit_port).ok
-    assert running(pids[0])
-    assert not proc.exit_port.done()
-    session.kill("goes on")
-    assert ended(proc.exit_port).kind == Signaled(signal.SIGKILL, False)
+@pytest.mark.parametrize("victim", BELOW)
+def test_starting_none_is_started_twice_when_the_supervisor_goes(scene: Scene, victim: str) -> None:
+    names = [f"starts-{number}" for number in range(STARTS)]
+    launched = scene.launcher.launch_many({name: scene.options(name, "exec sleep 9999") for name in names})
+    scene.victims.strike(victim)
+    ports = {name: scene.watch(name, result.exit_port) for name, result in launched.items()}
+    scene.victims.are_gone()
+    scene.serves()
+    for name, port in ports.items():
+        assert len(scene.starts(name)) <= 1
+        if port.done():
+            kind = port.wait().kind
+            assert kind in BELOW[victim] or (isinstance(kind, Failed) and kind.reason.startswith(UNSTARTED)), kind
+        else:  # it came to the next supervisor
+            scene.launcher.kill(name)
+            assert ended(port).kind == Signaled(signal.SIGKILL)
+    scene.nothing_runs()
+    scene.victims.are_gone()
+    scene.check()
 
 
-def test_a_stopped_proc_is_no_end_and_can_be_terminated(session: RayProcLauncher, nodes: Nodes) -> None:
-    proc, pids = _tree(session, nodes, "stopped")
-    os.kill(pids[0], signal.SIGSTOP)
-    assert ended(session.launch("after", shell("exit", nodes.on("a"))).exit_port).ok
-    assert not proc.exit_port.done()
-    session.terminate("stopped", 9999)
-    assert ended(proc.exit_port).kind == Signaled(signal.SIGTERM, False)
+@pytest.mark.parametrize("victim", BELOW)
+def test_running_a_proc_goes_with_its_supervisor_escapees_too(scene: Scene, victim: str) -> None:
+    port = scene.launch("tree", f"setsid sh -c 'setsid sleep 9999 & wait' & touch {scene.path}/ready; exec sleep 9999")
+    scene.has_written("ready")
+    left: list[dict[int, str]] = []
+    port._future().add_done_callback(lambda _: left.append(procs_of(scene.launcher.session)))
+    scene.victims.strike(victim)
+    assert ended(port).kind in BELOW[victim]
+    if BELOW[victim] == {Failed(LOST)}:  # what is reported lost is dead by then
+        assert until(lambda: left, "the port has been looked at") == [{}]
+    scene.nothing_runs()
+    scene.victims.are_gone()
+    scene.check()
 
 
-# -- a spawner that is gone for good --------------------------------------------------------------------------------
+@pytest.mark.parametrize("victim", BELOW)
+def test_terminating_a_proc_that_heeds_no_term_goes_with_its_supervisor(scene: Scene, victim: str) -> None:
+    port = scene.launch(
+        "stubborn", f"trap 'touch {scene.path}/termed' TERM; touch {scene.path}/ready; while :; do sleep 0.02; done"
+    )
+    scene.has_written("ready")
+    scene.launcher.terminate("stubborn", 9999)
+    scene.has_written("termed")
+    scene.victims.strike(victim)
+    assert ended(port).kind in BELOW[victim]
+    scene.nothing_runs()
+    scene.victims.are_gone()
+    scene.check()
 
 
-def test_a_spawner_gone_for_good_closes_every_port_and_takes_the_procs_along(nodes: Nodes, tmp_path: Path) -> None:
-    with RayProcLauncher(grace=1, lease=10) as launcher:
-        blow = Blow(launcher, {}, tmp_path)
-        blow.launch({proc_id: blow.options(nodes, proc_id) for proc_id in ("running", "terminating")})
-        for proc_id in ("running", "terminating"):
-            blow.has_said(proc_id, 1)
-        launcher.terminate("terminating", 9999)
-        blow.has_said("terminating", 2)
-        blow.launch({proc_id: blow.options(nodes, proc_id, str(code)) for proc_id, code in blow.crowd().items()})
-        ray.kill(launcher._spawner)
-        blow.wait_told(*blow.told)
-        for proc_id in blow.told:
-            kind = blow.result(proc_id).kind
-            assert isinstance(kind, Exited) or str(kind).startswith("failed: exit port closed ("), kind
-            assert blow.starts(proc_id) <= 1
-        until(lambda: not procs_of(launcher.session), "its procs are gone", DEADLINE)
-        until(lambda: not rest_of(launcher.session), "agents and supervisors are gone", DEADLINE)
+@pytest.mark.parametrize("victim", BELOW)
+def test_exiting_the_port_tells_the_exit_or_the_loss_once(scene: Scene, victim: str) -> None:
+    port, _ = run(scene)
+    (scene.path / "go").touch()
+    scene.victims.strike(victim)
+    assert ended(port).kind in {Exited(5), *BELOW[victim]}
+    scene.nothing_runs()
+    scene.victims.are_gone()
+    scene.check()
 
 
-# -- again and again ------------------------------------------------------------------------------------------------
+# -- procs, and again and again -------------------------------------------------------------------------------------
 
 
-def _kill_again_and_again(
-    session: RayProcLauncher, nodes: Nodes, files: Path, pid: Callable[[], int], times: int
-) -> None:
-    blow = Blow(session, {}, files)
-    blow.launch({"running": blow.options(nodes, "running")})
-    leader = int(blow.has_said("running", 1)[0])
-    for round_ in range(times):
-        kill_and_await(pid())
-        blow.launch({f"starting {round_}": blow.options(nodes, f"starting {round_}", str(round_))})
-        if round_ % 2:  # else the next blow comes while this one is on its way
-            blow.wait_told(f"starting {round_}")
-    blow.wait_told(*(f"starting {round_}" for round_ in range(times)))
-    for round_ in range(times):
-        assert blow.result(f"starting {round_}").kind == Exited(round_)
-        assert blow.starts(f"starting {round_}") == 1
-    assert running(leader)
-    assert blow.starts("running") == 1
-    assert blow.told["running"] == []
-    end(blow)
-
-
-_times = pytest.mark.parametrize("times", [4, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(300)])])
-
-
-@_times
-def test_a_spawner_may_be_killed_again_and_again(
-    session: RayProcLauncher, nodes: Nodes, tmp_path: Path, times: int
-) -> None:
-    _kill_again_and_again(session, nodes, tmp_path, lambda: spawner_of(session), times)
-
-
-@_times
-def test_an_agent_may_be_killed_again_and_again(
-    session: RayProcLauncher, nodes: Nodes, tmp_path: Path, times: int
-) -> None:
-    node_id = nodes.ids()["a"]
-    _kill_again_and_again(session, nodes, tmp_path, lambda: int(agent_on(session.session, node_id)["pid"]), times)
-
-
-def test_an_id_is_free_at_once_though_the_spawner_is_restarting(session: RayProcLauncher, nodes: Nodes) -> None:
-    for code in range(5):
-        port = session.launch("reused", shell(f"exit {code}", nodes.on("a"))).exit_port
-        if code % 2:
-            os.kill(spawner_of(session), signal.SIGKILL)
-        assert ended(port).kind == Exited(code)
-
-
-def test_a_kill_of_a_launch_that_has_not_started_holds_though_the_spawner_is_killed(
-    session: RayProcLauncher, nodes: Nodes
-) -> None:
-    pid = spawner_of(session)
-    port = session.launch("never", shell("sleep 9999", nodes.on("a"))).exit_port
-    session.kill("never")
+def test_a_leader_that_is_killed_is_reported_and_nobody_else_notices(scene: Scene) -> None:
+    port, pid = run(scene)
+    other = scene.launch("other", "exec sleep 9999")
+    supervisors = supervisors_of(scene.launcher.session)
     os.kill(pid, signal.SIGKILL)
-    kind = ended(port).kind
-    assert kind == Signaled(signal.SIGKILL, False) or isinstance(kind, Failed)
-    until(lambda: not procs_of(session.session), "it does not run", DEADLINE)
+    assert ended(port).kind == Signaled(signal.SIGKILL)
+    assert supervisors_of(scene.launcher.session) == supervisors
+    assert not other.done()
+    scene.launcher.kill("other")
+    scene.check()
+
+
+def test_a_grandchild_that_is_killed_is_no_end_of_its_proc(scene: Scene) -> None:
+    script = f"setsid sh -c 'echo $$ > {scene.path}/child; exec sleep 9999' & wait; exit 6"
+    port = scene.launch("parent", script)
+    until(lambda: (scene.path / "child").exists() and (scene.path / "child").read_text().strip(), "the child", DEADLINE)
+    os.kill(int((scene.path / "child").read_text()), signal.SIGKILL)
+    assert ended(port).kind == Exited(6)
+    scene.check()
+
+
+@pytest.mark.parametrize("victim, times", [("spawner", 5), ("agent", 5)])
+def test_killed_again_and_again_every_exit_arrives_once(scene: Scene, nodes: Nodes, victim: str, times: int) -> None:
+    again_and_again(scene, nodes, victim, times)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim, times", [("spawner", 20), ("agent", 20)])
+def test_killed_twenty_times_every_exit_arrives_once(scene: Scene, nodes: Nodes, victim: str, times: int) -> None:
+    again_and_again(scene, nodes, victim, times)
+
+
+def again_and_again(scene: Scene, nodes: Nodes, victim: str, times: int) -> None:
+    lasting, pid = run(scene)
+    for number in range(times):
+        names = [f"{number}-{index}" for index in range(5)]
+        ports = [scene.launch(name, f"sleep 0.{index}; exit {index}") for index, name in enumerate(names)]
+        is_there(scene.launcher, nodes.ids()["a"])
+        Victims(scene.launcher, nodes.ids()["a"]).strike(victim)
+        assert [ended(port).kind for port in ports] == [Exited(index) for index in range(5)]
+        assert [len(scene.starts(name)) for name in names] == [1] * 5
+    assert running(pid)
+    (scene.path / "go").touch()
+    assert ended(lasting).kind == Exited(5)
+    scene.check()

@@ -179,6 +179,8 @@ def test_a_zombie_is_not_alive_and_then_gone() -> None:
         assert found is not None
         assert not found.alive
         assert process.pid in proctable.children(os.getpid())
+        with pytest.raises(proctable.HalfwayError):  # its children may become ours in a moment
+            proctable.cookie(process.pid)
     assert proctable.stat(process.pid) is None
     assert proctable.tree(process.pid) == []
     assert proctable.cookie(process.pid) is None

@@ -6,7 +6,6 @@ private copies with other globals, since a real Ray may be in use in the same pr
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import functools
 import importlib.util
@@ -159,9 +158,13 @@ class World:
         self._again = again
         return self._spawner_module.ClusterSpawner(session, {})
 
-    def _start_agent(self, session: SessionInfo, node: Node, runtime_env: Any, name: str) -> Actor:
+    def _make_agent(self, session: SessionInfo, name: str, again: bool) -> Any:
+        self._again = again
+        return self._agent_module.Agent(session, name, self.spawner)
+
+    def _start_agent(self, owner: Any, node: Node, name: str, again: bool) -> Actor:
         if name not in self.agents:
-            make = lambda _: self._agent_module.Agent(session, name, self.spawner)  # noqa: E731
+            make = functools.partial(self._make_agent, owner.session, name)
             self.agents[name] = outside(lambda: Actor(name, make, self.chance, trouble=self._trouble))
         return self.agents[name]
 
@@ -177,9 +180,9 @@ class World:
         self.loop._clock.now += self.chance.random() * 0.001
         self.supervisors[directory] = outside(lambda: Supervisor(self))
 
-    def _mop_up(self, cookies: set[bytes], _timeout: float) -> bool:
+    def _mop_up(self, prefix: bytes, _timeout: float) -> bool:
         for proc in list(self.orphans):
-            if b"sim/" + proc.spec.token in cookies:
+            if any(item.startswith(b"RAY_LAUNCHER_ID=" + prefix) for item in proc.spec.environ):
                 self.orphans.remove(proc)
                 proc.end(b"mopped up")
         return True
@@ -267,6 +270,8 @@ class Supervisor:
             self._launch(Spec.from_fields(list(fields)))
         elif verb == b"ack":
             self._reports.acknowledge(map(int, fields))
+        elif verb == b"sync":
+            self._tell(pack(b"synced"))
         elif verb in (b"kill", b"terminate") and fields[0] in self._procs:
             proc = self._procs[fields[0]]
             patience = float(fields[1]) if verb == b"terminate" else 0.0
@@ -319,9 +324,6 @@ class _Client:
         """Buffered for a step, and gone with its sender until then."""
         if not self._lost:
             self._world.loop.call_soon(outside, functools.partial(self._supervisor.command, fields[0], fields[1:]))
-
-    async def drain(self) -> None:
-        await asyncio.sleep(0)
 
     def deliver(self, frame: bytes) -> None:
         self._frames.append(frame)

@@ -1,11 +1,10 @@
-"""Whom a test may kill, in which way: the layers of a session, and what it takes to find them."""
+"""The layers of one session on one node, found by their pids, and the ways to kill them."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -21,12 +20,6 @@ def guard_and_supervisor(session: str, node_id: str) -> tuple[int, int]:
     return (second, first) if int(stat(first)[1]) == second else (first, second)
 
 
-def agent_on(session: str, node_id: str) -> dict[str, Any]:
-    """Its facts."""
-    facts: list[dict[str, Any]] = ray.get([agent.info.remote() for agent in agents_of(session)])
-    return next(each for each in facts if node_id[:16] in each["directory"])
-
-
 def kill_supervisor(session: str, node_id: str) -> None:
     os.kill(guard_and_supervisor(session, node_id)[1], signal.SIGKILL)
 
@@ -38,57 +31,68 @@ def kill_guard_and_supervisor(session: str, node_id: str) -> None:
     os.kill(supervisor, signal.SIGKILL)
 
 
-class Layers:
-    """The processes of a session's layers on one node, looked up beforehand: a blow takes no time."""
+def agent_on(session: str, node_id: str) -> Any:
+    """The agent's handle."""
+    return next(agent for agent in agents_of(session) if node_id[:16] in ray.get(agent.info.remote())["directory"])
+
+
+class Victims:
+    """What `strike` kills of a session on one node. Pids are looked up beforehand: a dead layer cannot be asked."""
 
     def __init__(self, launcher: RayProcLauncher, node_id: str) -> None:
-        self._launcher, self._node_id = launcher, node_id
-        self.guard, self.supervisor = guard_and_supervisor(launcher.session, node_id)
-        self.agent = int(agent_on(launcher.session, node_id)["pid"])
-        self.spawner = spawner_of(launcher)
-        self._agent = next(agent for agent in agents_of(launcher.session) if node_id[:16] in _directory_of(agent))
-
-    def kill(self, *pids: int) -> None:
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):  # it may have followed another
-                os.kill(pid, signal.SIGKILL)
+        self._agent = agent_on(launcher.session, node_id)
+        self._agent_pid = ray.get(self._agent.info.remote())["pid"]
+        self._spawner_pid = ray.get(launcher._spawner.facts.remote())["pid"]
+        self._guard, self._supervisor = guard_and_supervisor(launcher.session, node_id)
+        self._ways: dict[str, Callable[[], None]] = {
+            "agent": self._kill_agent,
+            "agent, as Ray ends it": lambda: ray.kill(self._agent, no_restart=False),
+            "spawner": self._kill_spawner,
+            "agent and spawner": self._kill_agent_and_spawner,
+            "supervisor": lambda: os.kill(self._supervisor, signal.SIGKILL),
+            "supervisor, asked to end": lambda: os.kill(self._supervisor, signal.SIGTERM),
+            "supervisor, stopped for a while": lambda: os.kill(self._supervisor, signal.SIGSTOP),
+            "guard": lambda: os.kill(self._guard, signal.SIGKILL),
+            "guard and supervisor": self._kill_both,
+            "agent, guard and supervisor": self._kill_all,
+        }
 
     def strike(self, victim: str) -> None:
-        """Hit; the name tells whom, and how where it is not SIGKILL."""
-        if victim == "agent by Ray":
-            ray.kill(self._agent, no_restart=False)
-        elif victim == "supervisor SIGSTOP":
-            os.kill(self.supervisor, signal.SIGSTOP)
-        elif victim.endswith("SIGTERM"):
-            os.kill(self.supervisor, signal.SIGTERM)
-        else:
-            names = victim.split(" and ")
-            if "guard" in names:
-                os.kill(self.supervisor, signal.SIGSTOP)
-            if names == ["guard"]:
-                self.kill(self.guard)
-                os.kill(self.supervisor, signal.SIGCONT)
-            else:
-                self.kill(*(getattr(self, name) for name in names))
+        self._ways[victim]()
 
-    def let_go(self, victim: str) -> None:
-        """After a second without the supervisor, it goes on."""
-        if victim == "supervisor SIGSTOP":
-            time.sleep(1)  # a clock: that long it is stopped
-            os.kill(self.supervisor, signal.SIGCONT)
+    def are_gone(self) -> None:
+        """Return when the supervisor and its guard are."""
+        until(lambda: not running(self._supervisor) and not running(self._guard), "the supervisor is gone", DEADLINE)
 
+    def relent(self) -> None:
+        """Let go on what was only stopped."""
+        if running(self._supervisor):
+            os.kill(self._supervisor, signal.SIGCONT)
 
-def spawner_of(launcher: RayProcLauncher) -> int:
-    """The pid of its process, once it answers."""
-    return int(ray.get(launcher._spawner.facts.remote(), timeout=DEADLINE)["pid"])
+    def _kill_agent(self) -> None:
+        os.kill(self._agent_pid, signal.SIGKILL)
 
+    def _kill_spawner(self) -> None:
+        os.kill(self._spawner_pid, signal.SIGKILL)
 
-def kill_and_await(pid: int) -> None:
-    """SIGKILL, and return when it is dead. Two processes never have the same pid in one test."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-    until(lambda: not running(pid), f"{pid} is dead", DEADLINE)
+    def _kill_agent_and_spawner(self) -> None:
+        self._kill_agent()
+        self._kill_spawner()
+
+    def _kill_all(self) -> None:
+        self._kill_agent()
+        self._kill_both()
+
+    def _kill_both(self) -> None:
+        os.kill(self._supervisor, signal.SIGSTOP)  # else it would notice, and tidy up
+        os.kill(self._guard, signal.SIGKILL)
+        os.kill(self._supervisor, signal.SIGKILL)
 
 
-def _directory_of(agent: Any) -> str:
-    return str(ray.get(agent.info.remote(), timeout=DEADLINE)["directory"])
+def is_there(launcher: RayProcLauncher, node_id: str) -> None:
+    """Return when every layer of the session on this node answers."""
+    ray.get(launcher._spawner.facts.remote(), timeout=DEADLINE)
+    until(lambda: agents_of(launcher.session), "an agent", DEADLINE)
+    until(
+        lambda: len(supervisors_of(f"{launcher.session}-{node_id[:16]}")) == 2, "a supervisor and its guard", DEADLINE
+    )
