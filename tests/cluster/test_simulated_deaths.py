@@ -16,6 +16,8 @@ from ray_launcher import Exited, Failed, ProcExitResult, Signaled
 #: Seconds, in the simulation, after which a port that is open is open for ever.
 _PATIENCE = 120.0
 _NEVER_STARTED = ("already running", "on request", "no supervisor on the node")
+#: Said of launches on their way when spawner and agent die, before there is a supervisor or with it.
+_OR_NOWHERE = "the proc ran there, or nowhere"
 _LOST = "the node's supervisor was lost, and the proc with it"
 
 
@@ -43,15 +45,14 @@ class Scenario:
         for number in self._endless.intersection(self._open()):
             self._request(number)
 
-    async def check(self, *, once: bool = True) -> None:
-        """once: no program may have been started again, even where the first one is dead for certain."""
+    async def check(self) -> None:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._all_told(), _PATIENCE)
         for number, proc_id in self._ids.items():
             ends = self.world.starts.get(("launcher", number), [])
             what = f"seed {self.seed}: launch {number} of {proc_id}: told {self._told[number]}, ends {ends}"
             assert len(self._told[number]) == 1, f"{what}; {self.world.kept()}"
-            assert len(ends) <= 1 or not once, what
+            assert len(ends) <= 1, what
             assert _is_true(self._told[number][0], ends), what
         assert not self.world.twins, f"seed {self.seed}: two of one id at a time: {self.world.twins}"
         await self._nothing_is_kept()
@@ -110,16 +111,16 @@ def _is_true(result: ProcExitResult, ends: list[bytes]) -> bool:
     if isinstance(kind, Signaled):
         return ends[-1:] == [b"signaled %d" % kind.signal]
     assert isinstance(kind, Failed)
-    if kind.reason == _LOST:
+    if kind.reason == _LOST or kind.reason.endswith(_OR_NOWHERE):
         return all(end for end in ends)  # whatever it was, it is over
     return not ends and any(words in kind.reason for words in _NEVER_STARTED)
 
 
-def _run(seed: int, *, deaths: int, victims: str, trouble: float = 0.0, once: bool = True) -> None:
+def _run(seed: int, *, deaths: int, victims: str, trouble: float = 0.0) -> None:
     async def run() -> None:
         scenario = Scenario(World(loop, seed, trouble), seed, victims)
         await scenario.play(deaths)
-        await scenario.check(once=once)
+        await scenario.check()
 
     loop = SimLoop()
     try:
@@ -130,29 +131,24 @@ def _run(seed: int, *, deaths: int, victims: str, trouble: float = 0.0, once: bo
         loop.close()
 
 
-def _cases(first: int, count: int, victims: str, *, once: bool = True) -> None:
+def _cases(first: int, count: int, victims: str) -> None:
     """Up to five deaths in each; some calls are asked twice."""
     for seed in range(first, first + count):
-        _run(seed, deaths=seed % 6, victims=victims, trouble=(0.0, 0.05, 0.3)[seed % 3], once=once)
+        _run(seed, deaths=seed % 6, victims=victims, trouble=(0.0, 0.05, 0.3)[seed % 3])
 
 
-@pytest.mark.parametrize("victims", ["", "spawner", "agent", "supervisor", "spawner agent", "spawner supervisor"])
+_PAIRS = ["spawner agent", "spawner supervisor", "agent supervisor"]
+_ALL = "spawner agent supervisor"
+
+
+@pytest.mark.parametrize("victims", ["", "spawner", "agent", "supervisor", *_PAIRS, _ALL])
 def test_outcomes_are_told_once_and_are_true(victims: str) -> None:
     _cases(0, 50, victims)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("part", range(10))
-@pytest.mark.parametrize("victims", ["spawner agent", "spawner supervisor"])
+@pytest.mark.parametrize("part", range(5))
+@pytest.mark.parametrize("victims", [*_PAIRS, _ALL])
 def test_outcomes_are_told_once_and_are_true_in_ten_thousand_cases(victims: str, part: int) -> None:
     _cases(1000 * (part + 1), 500, victims)
-
-
-def test_no_two_of_one_id_run_at_a_time_even_where_nobody_remembers_the_first() -> None:
-    """Its supervisor, the guard and the agent die together: what ran is found by its cookie, and killed."""
-    _cases(0, 100, "agent supervisor", once=False)
-
-
-def test_launches_that_nobody_remembers_are_not_started_again() -> None:
-    _cases(0, 300, "agent supervisor")

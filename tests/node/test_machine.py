@@ -165,7 +165,7 @@ class SupervisorMachine(RuleBasedStateMachine):
 
 def _play(examples: int, steps: int) -> None:
     chosen = settings(max_examples=examples, stateful_step_count=steps, deadline=None, suppress_health_check=_ANY)
-    run_state_machine_as_test(SupervisorMachine, settings=chosen)  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(SupervisorMachine, settings=chosen)
 
 
 def test_a_new_agent_is_told_what_there_is() -> None:

@@ -13,7 +13,7 @@ from node_rig import Exit, Rig
 _BATCH = 25
 
 #: What a proc does by itself, and how it may then end besides by KILL: (kind, value).
-_LIVES = {
+_LIVES: dict[str, set[tuple[str, int]]] = {
     "echo x; exit 7": {("exited", 7), ("signaled", signal.SIGTERM)},
     "echo x; exec sleep 0.01": {("exited", 0), ("signaled", signal.SIGTERM)},
     "trap 'exit 5' TERM; echo x; sleep 0.02 & wait; exit 7": {
@@ -88,7 +88,9 @@ class _Races:
 
     def _check(self, token: bytes, script: str) -> None:
         [(_, kind, value)] = self._heard[token]  # told several times, perhaps, but always the same
-        allowed = _LIVES[script] | ({("signaled", signal.SIGKILL)} if token in self._killed else set())
+        allowed: set[tuple[str, int | None]] = {*_LIVES[script]}
+        if token in self._killed:
+            allowed.add(("signaled", signal.SIGKILL))
         assert (kind, value) in allowed, f"{script}: {kind} {value}"
         assert self._rig.output(token).count(b"x") <= 1, script
 
