@@ -197,7 +197,8 @@ class Actor:
             if self.gone:
                 raise ActorDiedError
             process, instance = self.process, self.instance
-            assert process is not None
+            if process is None:
+                continue  # it has died again
             coroutine: Coroutine[Any, Any, Any] = getattr(instance, method)(*args)
             task: asyncio.Task[Any] = _inside(process, partial(asyncio.ensure_future, coroutine))
             patience = self._delay(0.05) if self._chance.random() < self._trouble else None
