@@ -41,7 +41,11 @@ class ExitPort:
 
     @property
     def ref(self) -> ObjectRef[Any]:
-        """The spawner task's ObjectRef, for `ray.wait` or as an argument: `ray.get` gives the raw report, or raises."""
+        """The spawner task's ObjectRef, for `ray.wait` or as an argument: `ray.get` gives the raw report, or raises.
+
+        The task is made when the ref is first asked for. `ray.cancel` of it ends the proc; Ray may lose a cancel that
+        follows at once, `kill` is never lost.
+        """
         with self._lock:
             if self._ref is None:
                 assert self._source is not None  # noqa: S101  # see __init__

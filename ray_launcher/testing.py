@@ -326,8 +326,9 @@ class SpawnerContract:
     def test_cancelling_the_ref_ends_the_proc(self, launch: Launch, mark: Path) -> None:
         """Nobody wants it any more."""
         launched = launch(self.runs(mark))
+        ref = launched.exit_port.ref  # early: Ray may lose a cancel that overtakes its task
         self.await_ready(mark)
-        ray.cancel(launched.exit_port.ref)
+        ray.cancel(ref)
         result = self.end_of(launched)
         assert isinstance(result.kind, Failed)
         assert "cancelled" in result.kind.reason

@@ -109,11 +109,12 @@ def test_terminate_and_kill_that_raise_leave_the_spawner_and_its_procs_alone(
     odd: ActorProcLauncher, shared_odd: Any
 ) -> None:
     hanging = odd.launch("hanging", opts("hang")).exit_port
+    ref = hanging.ref  # early: Ray may lose a cancel that overtakes its task
     odd.terminate("hanging", 1)
     odd.kill("hanging")
     assert odd.launch(an_id(), opts("at_once")).exit_port.wait(DEADLINE).ok
     assert not hanging.done()
-    ray.cancel(hanging.ref)
+    ray.cancel(ref)
     assert reason(hanging) == CLOSED + "the launch was cancelled)"
 
 
@@ -170,8 +171,9 @@ def test_a_launch_that_is_cancelled_while_it_runs_reaches_the_spawner_as_a_cance
 ) -> None:
     proc_id = an_id()
     port = odd.launch(proc_id, opts("hang")).exit_port
+    ref = port.ref  # early: Ray may lose a cancel that overtakes its task
     until(lambda: proc_id in ray.get(shared_odd.seen.remote())[0], "the launch has begun")
-    ray.cancel(port.ref)
+    ray.cancel(ref)
     assert reason(port) == CLOSED + "the launch was cancelled)"
     until(lambda: proc_id in ray.get(shared_odd.seen.remote())[1], "the spawner has been told")
 
