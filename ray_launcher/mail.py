@@ -198,7 +198,7 @@ class Mail:
     def _next_post(self) -> None:
         with self._lock:
             self._underway, self._inflight = [], 0
-            more = bool(self._outbox)
+            more = bool(self._outbox or self._settled)
         if more:
             self._wake()
 

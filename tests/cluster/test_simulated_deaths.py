@@ -62,6 +62,7 @@ class Scenario:
         await asyncio.sleep(20)  # nobody is dying any more
         for proc_id in sorted({*self._ids.values(), "one more"}):
             _, port = self.world.launch(proc_id, 0.0, 3)
+            _ = port.ref
             result = await asyncio.wait_for(asyncio.wrap_future(port._future()), _PATIENCE)
             assert result.kind == Exited(3), f"seed {self.seed}: {proc_id} again: {result}; {self.world.kept()}"
         await asyncio.sleep(5)
