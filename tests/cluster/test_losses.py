@@ -99,7 +99,8 @@ def test_a_node_whose_supervisor_cannot_start_again_fails_launches_until_it_can(
     assert ended(launcher.launch("first", shell("exit", at_a)).exit_port).ok
     kill_supervisor(launcher.session, nodes.ids()["a"])
     until(lambda: not supervisors_of(launcher.session), "the guard is gone")
-    runtime_directory().mkdir(exist_ok=True)
+    stays = runtime_directory() / "of another session"  # so that the agent does not take the directory away
+    stays.mkdir(parents=True)
     runtime_directory().chmod(0o755)
     try:
         for proc_id in ("second", "third"):
@@ -108,6 +109,7 @@ def test_a_node_whose_supervisor_cannot_start_again_fails_launches_until_it_can(
             assert "must be a directory of user" in kind.reason
     finally:
         runtime_directory().chmod(0o700)
+        stays.rmdir()
     assert ended(launcher.launch("second", shell("exit", at_a)).exit_port).ok
 
 
