@@ -54,7 +54,6 @@ class Keeper:
         self._cookie = cookie.encode()
         self.running: dict[str, Started] = {}  # what it has been told to launch, or found to run, by token
         self._client: Client | None = None
-        self._pid = 0
         self._listed: asyncio.Future[None] | None = None  # it has said all it knows
         self._lock = asyncio.Lock()
         self._ending = False
@@ -150,8 +149,7 @@ class Keeper:
         elif verb == b"note":
             _logger.warning("%s", fields[0].decode(errors="replace"))
 
-    def _hello(self, pid: bytes, *running: bytes) -> None:
-        self._pid = int(pid)
+    def _hello(self, _pid: bytes, *running: bytes) -> None:
         for each in zip(running[::4], running[1::4], running[2::4], running[3::4], strict=True):
             self._started(*each)
         if self._listed is not None and not self._listed.done():
