@@ -161,28 +161,33 @@ class Mail:
             self._resync = None
             self._posts += 1
             self._inflight, incarnation = self._posts, self._incarnation
-        self._deliver(self._inflight, incarnation, pickle.dumps(post))
+        self._deliver(self._inflight, incarnation, post)
 
-    def _deliver(self, number: int, incarnation: str, post: bytes) -> None:
+    def _deliver(self, number: int, incarnation: str, post: Post) -> None:
         if not self.connected:
             return
         try:
-            ref = self._spawner.serve_post.remote(self._name, incarnation, post)
+            ref = self._spawner.serve_post.remote(self._name, incarnation, pickle.dumps(post))
         except Exception as error:  # noqa: BLE001  # Ray's store is full, say
-            self._refused(error)
+            self._refused(post, error)
         else:
             ref.future().add_done_callback(partial(self._posted, number, incarnation, post))
 
-    def _refused(self, error: Exception) -> None:
-        """Ray does not take these messages on: they come to nothing, and the next go on."""
-        for message in self._underway:
+    def _refused(self, post: Post, error: Exception) -> None:
+        """Ray does not take these messages on: they come to nothing, and the next go on with all else."""
+        with self._lock:
+            self._underway = []
+            self._settled += post.settled
+            if post.open is not None:
+                self._resync = [number for number in post.open if number in self._open]
+        for message in post.messages:
             if message.kind == "launch":
                 self._close(message.number, failed(f"cannot send the request: {describe_exception(error)}"))
             else:
                 _logger.error("cannot send a %s: %s", message.kind, describe_exception(error))
-        self._next_post()
+        run_soon(self._next_post, after=_RETRY)
 
-    def _posted(self, number: int, incarnation: str, post: bytes, answer: Future[str]) -> None:
+    def _posted(self, number: int, incarnation: str, post: Post, answer: Future[str]) -> None:
         error = answer.exception()
         if number != self._inflight:
             return  # its messages have been sent again
@@ -198,7 +203,7 @@ class Mail:
     def _next_post(self) -> None:
         with self._lock:
             self._underway, self._inflight = [], 0
-            more = bool(self._outbox or self._settled)
+            more = bool(self._outbox or self._settled or self._resync is not None)
         if more:
             self._wake()
 

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import pickle
+import select
 import time
 import uuid
 from collections import deque
@@ -55,6 +56,7 @@ class Agent:
         self._forgot = again or ray.get_runtime_context().was_current_actor_reconstructed
         self._spawner: Any = spawner
         self._raylet = int(os.environ.get("RAY_RAYLET_PID") or os.getppid())
+        self._raylet_end = os.pidfd_open(self._raylet)  # readable from then on
         self._raylet_environ = raylet_environ(self._raylet)
         asked = ray.get_runtime_context().runtime_env.get("env_vars") or {}
         self._base = base_environ(os.environb, self._raylet_environ, asked)
@@ -306,8 +308,12 @@ class Agent:
     # -- the spawner ----------------------------------------------------------------------------------------------
 
     async def _keep_lease(self) -> None:
-        """Tell the supervisor until when nobody takes this node for lost: a lease from when it was asked for."""
-        while True:
+        """Tell the supervisor until when nobody takes this node for lost: a lease from when it was asked for.
+
+        Without its raylet the node is on its way out, and this process a second behind it: asking once more would only
+        put off the day when the node is known to be lost.
+        """
+        while not select.select([self._raylet_end], [], [], 0)[0]:
             asked = time.monotonic()
             try:
                 granted = await self._spawner.serve_renew.remote(self._name)
