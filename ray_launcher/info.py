@@ -19,6 +19,7 @@ class ProcInfo:
 
     node_id, node_ip: Ray's, of the node it is on.  pid: the leader's, on that node.  started_at, exited_at: UTC, by the
     clocks of its node and of the spawner's.  result: once EXITED.  gang_id, rank: None outside gangs.  restarts: 0.
+    waits_for: while PENDING for resources, what it needs, what the best node has of it, and who holds the rest.
     """
 
     proc_id: str
@@ -32,3 +33,4 @@ class ProcInfo:
     gang_id: str | None = None
     rank: int | None = None
     restarts: int = 0
+    waits_for: str | None = None

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 #: Seconds for answers that are on their way when the session has ended.
 _LAST_ANSWERS = 5.0
-_NOT_YET = ("num_cpus", "num_gpus", "memory", "resources")
 
 
 class RayProcLauncher(ActorProcLauncher):
@@ -184,9 +183,6 @@ class RayProcLauncher(ActorProcLauncher):
 
     def _check_options(self, opts: LaunchOptions) -> LaunchOptions:
         opts = _plain(super()._check_options(opts))
-        asked = [name for name in _NOT_YET if getattr(opts.placement, name)]
-        if asked:
-            raise LaunchError(f"Placement.{asked[0]} is not supported yet: use node_id or label_selector")
         if opts.proc_bind is not None:
             raise LaunchError("LaunchOptions.proc_bind is not supported yet: launch through numactl or taskset")
         return opts

@@ -21,11 +21,25 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayError
 
+from ray_launcher.cluster.accelerators import masks
 from ray_launcher.cluster.environment import additions, base_environ, raylet_environ, removals
 from ray_launcher.cluster.follow import read_logs, tail_offset
 from ray_launcher.cluster.keeper import LOST, Keeper
+from ray_launcher.cluster.lease import return_all
+from ray_launcher.cluster.nodes import is_alive
 from ray_launcher.cluster.registry import Registry
-from ray_launcher.cluster.wire import Exit, Inventory, Launch, News, Request, SessionInfo, Signal, Started, log_name
+from ray_launcher.cluster.wire import (
+    Exit,
+    Grant,
+    Inventory,
+    Launch,
+    News,
+    Request,
+    SessionInfo,
+    Signal,
+    Started,
+    log_name,
+)
 from ray_launcher.node import client
 from ray_launcher.node.client import Client
 from ray_launcher.node.protocol import ProtocolError
@@ -41,6 +55,7 @@ HOLD = 0.003
 RENEWALS = 6
 #: Seconds between two attempts to reach a spawner that Ray has not given up.
 _RETRY = 0.2
+_NOTHING = Grant({}, {})
 
 
 class Agent:
@@ -59,7 +74,8 @@ class Agent:
         self._raylet_end = os.pidfd_open(self._raylet)  # readable from then on
         self._raylet_environ = raylet_environ(self._raylet)
         asked = ray.get_runtime_context().runtime_env.get("env_vars") or {}
-        self._base = base_environ(os.environb, self._raylet_environ, asked)
+        self._masks = masks({})
+        self._base = base_environ(os.environb, self._raylet_environ, asked, self._masks)
         self._logs = Path(_ray_node().get_logs_dir_path())
         self._directory = client.runtime_directory(name)
         self._cwd = str(Path.cwd())
@@ -276,7 +292,8 @@ class Agent:
             return  # sent again
         proc_id, opts = pickle.loads(message.payload)  # noqa: S301  # from our own spawner
         try:
-            self._keeper.launch(supervisor, Started(token, 0, 0.0, message.note), self._spec(message, proc_id, opts))
+            spec = self._spec(message, proc_id, opts)
+            self._keeper.launch(supervisor, Started(token, 0, 0.0, message.note), spec)
         except ProtocolError as error:
             text = f"{opts.program}: arguments and environment are too long for exec (E2BIG): {error}"
             self._keeper.failed(token, message.note, text, code=126)
@@ -284,12 +301,14 @@ class Agent:
     def _spec(self, message: Launch, proc_id: str, opts: LaunchOptions) -> Spec:
         token = message.token
         base = self._base if opts.inherit_env else {}
+        grant = message.grant or _NOTHING
+        seen = masks(grant.accelerators) if grant.accelerators else self._masks
         return Spec(
             token=token.encode(),
             program=os.fsencode(opts.program),
             argv=[os.fsencode(opts.program if opts.arg0 is None else opts.arg0), *map(os.fsencode, opts.args)],
             cwd=os.fsencode(self._cwd if opts.cwd is None else os.path.join(self._cwd, opts.cwd)),  # noqa: PTH118
-            environ=additions(opts, self._cookie(token), self._raylet_environ),
+            environ=additions(opts, self._cookie(token), self._raylet_environ, seen, grant.env),
             unset=removals(base, opts.env_remove) if opts.env_remove else [],
             inherit=opts.inherit_env,
             stdout=self._log(proc_id, token, "stdout") if opts.want_stdio else b"",
@@ -340,11 +359,19 @@ class Agent:
                 break
         _logger.info("the spawner of session %s is gone: ending its procs", self._session.name)
         self._keeper.send(b"lease", b"inf")  # nobody is left who could take this node for lost
-        forgetting = asyncio.get_running_loop().run_in_executor(None, Registry(self._session.name).clear)
         await self.end(self._session.grace)
         with contextlib.suppress(Exception):  # the cluster may be going, too
-            await forgetting
+            await asyncio.get_running_loop().run_in_executor(None, self._tidy_up)
         await self._leave(0.0)
+
+    def _tidy_up(self) -> None:
+        """What is left of the session where nothing runs any more; all of it, if this is the last of its agents."""
+        registry = Registry(self._session.name)
+        registry.remove(self._name)
+        there = {node.node_id for node in registry.agents().values() if is_alive(node)}
+        return_all(self._session.name, spared=there)
+        if not there:
+            registry.clear()
 
     async def _leave(self, grace: float) -> None:
         await self.end(grace)

@@ -22,7 +22,6 @@ _RAYS_OWN = (
     b"RAY_LAUNCHER_START",  # the same
     b"RAY_AUTH_TOKEN",
     b"SPT_NOENV",
-    b"CUDA_VISIBLE_DEVICES",  # decided per proc
 )
 #: What Ray forces on a worker in place of the raylet's value (measured with 2.60): one OpenMP thread cripples training.
 _FORCED = {b"OMP_NUM_THREADS": b"1", b"PYTHONBREAKPOINT": b"ray.util.rpdb.set_trace"}
@@ -61,9 +60,15 @@ def raylet_environ(pid: int) -> Environ:
     return {name: value for name, equals, value in (item.partition(b"=") for item in items) if equals}
 
 
-def base_environ(worker: Mapping[bytes, bytes], raylet: Mapping[bytes, bytes], asked: Mapping[str, str]) -> Environ:
-    """The agent's own environment with what Ray did to it undone; `asked` for by a runtime_env, a variable stays."""
-    base = {name: value for name, value in worker.items() if name not in _RAYS_OWN}
+def base_environ(
+    worker: Mapping[bytes, bytes], raylet: Mapping[bytes, bytes], asked: Mapping[str, str], masks: Iterable[str]
+) -> Environ:
+    """The agent's own environment with what Ray did to it undone; `asked` for by a runtime_env, a variable stays.
+
+    masks: variables that show accelerators, which are decided per proc.
+    """
+    left_out = {*_RAYS_OWN, *map(os.fsencode, masks)}
+    base = {name: value for name, value in worker.items() if name not in left_out}
     for name, forced in _FORCED.items():
         if base.get(name) == forced and os.fsdecode(name) not in asked:
             del base[name]
@@ -72,20 +77,34 @@ def base_environ(worker: Mapping[bytes, bytes], raylet: Mapping[bytes, bytes], a
     return base
 
 
-def additions(opts: LaunchOptions, cookie: str, raylet: Mapping[bytes, bytes]) -> list[bytes]:
-    """`NAME=VALUE` items on top of the base: the caller's, then our own, which win; GPUs as `gpu_mask` says."""
+def additions(
+    opts: LaunchOptions,
+    cookie: str,
+    raylet: Mapping[bytes, bytes],
+    masks: Mapping[str, str],
+    granted: Mapping[str, str],
+) -> list[bytes]:
+    """`NAME=VALUE` items on top of the base: the caller's, then our own, which win.
+
+    masks: the variables that show the proc its accelerators.  granted: variables of its rank, and the like.
+    """
     ours = {
         "HYPERACTOR_PROCESS_NAME": opts.process_name,
         "HYPERACTOR_MESH_BOOTSTRAP_MODE": opts.bootstrap_payload,
         "BOOTSTRAP_LOG_CHANNEL": opts.log_channel,
         "RAY_LAUNCHER_ID": cookie,
+        **granted,
     }
     env = {**opts.env, **{name: value for name, value in ours.items() if value is not None}}
     if opts.placement.gpu_mask != "inherit":
-        env["CUDA_VISIBLE_DEVICES"] = ""  # without a GPU request there is no GPU, not even by accident
-    elif "CUDA_VISIBLE_DEVICES" not in env and b"CUDA_VISIBLE_DEVICES" in raylet:
-        env["CUDA_VISIBLE_DEVICES"] = os.fsdecode(raylet[b"CUDA_VISIBLE_DEVICES"])
+        env.update(masks)  # not even by accident does it see others
+    else:
+        env.update({name: os.fsdecode(raylet[key]) for name, key in _inherited(masks, raylet) if name not in env})
     return [os.fsencode(f"{name}={value}") for name, value in env.items()]
+
+
+def _inherited(names: Iterable[str], raylet: Mapping[bytes, bytes]) -> list[tuple[str, bytes]]:
+    return [(name, key) for name in names if (key := os.fsencode(name)) in raylet]
 
 
 def removals(base: Iterable[bytes], globs: Iterable[str]) -> list[bytes]:

@@ -80,6 +80,16 @@ class Nodes:
                 raise NoFittingNodeError(f"no node with the labels {wanted} within {placement.timeout:g} s")
             await asyncio.sleep(min(FRESH / 2, max(0.0, deadline - self._clock())))
 
+    async def likely(self, placement: Placement, load: Callable[[str], float]) -> Node:
+        """A node that suits `placement` but perhaps for its resources, or any. Raises as `wait_for`."""
+        while True:
+            if self.pick(placement, load) is None:
+                await asyncio.shield(self._refresh())
+                self._check_named(placement)
+            node = self.pick(placement, load) or self.pick(Placement(), load)
+            if node is not None:
+                return node
+
     def _check_named(self, placement: Placement) -> None:
         """A node that the placement names fits now or never: ids are not used again, labels do not change."""
         if placement.node_id is None:
@@ -89,6 +99,12 @@ class Nodes:
             raise NoSuchNodeError(f"no living node has the id {placement.node_id!r}; the cluster's nodes are {known}")
         wanted, has = dict(placement.label_selector), dict(self._nodes[placement.node_id].labels)
         raise NoFittingNodeError(f"node {placement.node_id} has the labels {has}, not {wanted}")
+
+    async def find(self, node_id: str) -> Node | None:
+        """The node of this id, which Ray has just named; None: it has been lost since."""
+        if node_id not in self._nodes:
+            await asyncio.shield(self._refresh())
+        return self._nodes.get(node_id)
 
     def lose(self, node_id: str) -> None:
         """The node did not answer: it is not chosen again before Ray has been asked whether it lives."""
@@ -112,11 +128,13 @@ class Nodes:
 
 def living_nodes() -> list[Node]:
     """Ask Ray. Blocks for a few milliseconds."""
-    return [
-        Node(node["NodeID"], node["NodeManagerAddress"], node.get("Labels") or {}, node["Resources"].get("CPU", 0.0))
-        for node in ray.nodes()  # type: ignore[no-untyped-call]
-        if node["Alive"]
-    ]
+    return [node_of(facts) for facts in ray.nodes() if facts["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def node_of(facts: Mapping[str, Any]) -> Node:
+    """From an entry of `ray.nodes()`."""
+    cpus = facts["Resources"].get("CPU", 0.0)
+    return Node(facts["NodeID"], facts["NodeManagerAddress"], facts.get("Labels") or {}, cpus)
 
 
 def is_alive(node: Node) -> bool:

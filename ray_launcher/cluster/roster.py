@@ -27,6 +27,7 @@ class Proc:
     link: Link | None = None  # None: its node is not chosen yet
     placed: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     asked_to_end: bool = False
+    waits_for: str | None = None
     pid: int | None = None
     started: float | None = None
     exited: float | None = None
@@ -59,6 +60,7 @@ class Proc:
             started_at=_utc(self.started),
             exited_at=_utc(self.exited),
             result=self._result(),
+            waits_for=self.waits_for,
         )
 
     def _state(self) -> ProcState:

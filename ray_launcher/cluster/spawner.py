@@ -14,8 +14,10 @@ from typing import Any
 
 import ray
 
+from ray_launcher.cluster.lease import Leases
 from ray_launcher.cluster.link import Link, Owner
-from ray_launcher.cluster.nodes import Node, Nodes, NoFittingNodeError, NoSuchNodeError, fitting
+from ray_launcher.cluster.nodes import Node, Nodes, fitting
+from ray_launcher.cluster.placing import Placer, PlacingError
 from ray_launcher.cluster.registry import Registry
 from ray_launcher.cluster.restored import Restored
 from ray_launcher.cluster.roster import Proc, Roster
@@ -40,12 +42,15 @@ class ClusterSpawner(ProcSpawner):
         self._unsettled: dict[str, tuple[Link, int]] = {}  # by token: a report that is kept, and its number
         self._awaited: dict[str, str] = {}  # by proc_id: the token of a launch asked for again that may be found yet
         self._ending = False
+        self._tasks: set[asyncio.Future[None]] = set()
         if ray.get_runtime_context().was_current_actor_reconstructed:
             registry = Registry(session.name)
             self._owner = Owner(session, runtime_env, registry.next_generation())
             for name, node in registry.agents().items():
                 self._new_link(node, name=name)
         self._restored = Restored(list(self._agents.values()))
+        self._leases = Leases(session.name, again=bool(self._owner.generation))
+        self._placer = Placer(self._nodes, self._leases, self._load, self._ready, self._holders)
 
     async def launch(self, proc_id: str, opts: LaunchOptions) -> ExitReport:
         """Not called: `launch_as` is."""
@@ -62,7 +67,7 @@ class ClusterSpawner(ProcSpawner):
             if refusal:
                 return _failed(refusal)
             proc = self._roster.add(proc_id, token)
-            placing = self._launch(proc, opts, Launch(token, message.payload, pickle.dumps(Note(proc_id, key))))
+            placing = self._launch(proc, key, opts.placement, message)
         else:
             placing = None
         try:
@@ -74,6 +79,8 @@ class ClusterSpawner(ProcSpawner):
             raise
         finally:
             self._roster.end(proc)
+            if proc.link is None:
+                self._leases.release(key)
 
     async def _await(self, proc_id: str, token: str) -> None:
         """Return when the launch of an earlier spawner is found, or cannot be any more; the id is taken meanwhile."""
@@ -96,12 +103,16 @@ class ClusterSpawner(ProcSpawner):
             return f"proc {proc_id!r} is already running: wait for its exit port, or choose another id"
         return ""
 
-    async def _launch(self, proc: Proc, opts: LaunchOptions, message: Launch) -> None:
-        node = await self._place(proc, opts)
-        if node is not None:
-            proc.place(self._link(node))
-            assert proc.link is not None  # noqa: S101  # just placed
-            proc.link.launch(message)
+    async def _launch(self, proc: Proc, key: LaunchKey, placement: Placement, message: Message) -> None:
+        try:
+            place = await self._placer.place(proc, key, placement)
+        except PlacingError as error:
+            proc.finish(_failed(str(error)))
+            return
+        if place is not None and not proc.end.done():
+            link = self._link(place.node)
+            proc.place(link)
+            link.launch(Launch(proc.token, message.payload, pickle.dumps(Note(proc.proc_id, key)), place.grant))
 
     async def terminate(self, proc_id: str, timeout_secs: float) -> None:
         """See `ProcSpawner.terminate`."""
@@ -145,6 +156,16 @@ class ClusterSpawner(ProcSpawner):
                 self._request(proc, None)  # it was cancelled, if it still runs
                 self._roster.end(proc)
             self.on_settled(launcher, [key[1]])
+        self._tasks.add(task := asyncio.ensure_future(self._return_unclaimed(launcher, numbers)))
+        task.add_done_callback(self._tasks.discard)
+
+    async def _return_unclaimed(self, launcher: str, numbers: set[int]) -> None:
+        """Leases of launches that ended while this spawner was not there."""
+        await self._restored.until()
+        await self._leases.recovered()
+        for key in list(self._leases.keys):
+            if key[0] == launcher and key[1] not in numbers and self._roster.by_token(token_of(key)) is None:
+                self._leases.release(key)
 
     # -- for the launcher's other calls ---------------------------------------------------------------------------
 
@@ -156,7 +177,10 @@ class ClusterSpawner(ProcSpawner):
             if proc.link is None:
                 self._request(proc, None)
         await asyncio.gather(*(link.end(grace) for link in list(self._agents.values())))
+        for key in list(self._leases.keys):
+            self._leases.release(key)
         with contextlib.suppress(Exception):
+            await self._leases.all_returned()
             await asyncio.get_running_loop().run_in_executor(None, Registry(self._owner.session.name).clear)
 
     async def locate(self, launcher: str, number: int, proc_id: str, wait: bool) -> tuple[Any, str] | None:
@@ -216,31 +240,20 @@ class ClusterSpawner(ProcSpawner):
 
     # -- nodes ----------------------------------------------------------------------------------------------------
 
-    async def _place(self, proc: Proc, opts: LaunchOptions) -> Node | None:
-        """The node, or None when the proc has ended before it started. Does not suspend in the usual case.
-
-        Nor does it after the choice: those who waited together would all choose by the same load.
-        """
-        while not proc.end.done():
-            node = self._nodes.pick(opts.placement, self._load)
-            if node is not None:
-                return node
-            waiting = asyncio.ensure_future(self._nodes.wait_for(opts.placement, self._load))
-            try:
-                await asyncio.wait((waiting, proc.end), return_when=asyncio.FIRST_COMPLETED)
-                if waiting.done():
-                    waiting.result()
-            except (NoSuchNodeError, NoFittingNodeError) as error:
-                proc.finish(_failed(str(error)))
-            finally:
-                waiting.cancel()
-        return None
-
     def _load(self, node_id: str) -> float:
         link = self._links.get(node_id)
         if link is None:
             return 0
         return len(link.launches) if link.in_contact else float("inf")
+
+    def _ready(self, node: Node) -> None:
+        if not self._links:
+            self._link(node)
+
+    def _holders(self, node_id: str) -> list[str]:
+        holding = map(token_of, self._leases.keys)
+        procs = [proc for token in holding if (proc := self._roster.by_token(token)) is not None]
+        return [proc.proc_id for proc in procs if proc.link is not None and proc.link.node.node_id == node_id]
 
     def _link(self, node: Node) -> Link:
         return self._links.get(node.node_id) or self._new_link(node)
@@ -268,6 +281,8 @@ class ClusterSpawner(ProcSpawner):
     # -- procs ----------------------------------------------------------------------------------------------------
 
     def _news(self, link: Link, news: Started | Exit) -> None:
+        if isinstance(news, Exit):
+            self._leases.end(news.token)
         proc = self._roster.by_token(news.token)
         if proc is None and news.token in self._unsettled:
             return  # told again, as the launcher has been, which has not said yet that it knows

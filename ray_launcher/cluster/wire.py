@@ -29,12 +29,20 @@ class SessionInfo:
     start: float = 60.0
 
 
+class Grant(NamedTuple):
+    """What was decided where a launch was placed. accelerators: ids by resource name.  env: further variables."""
+
+    accelerators: dict[str, list[str]]
+    env: dict[str, str]
+
+
 class Launch(NamedTuple):
-    """Start launch `token`. payload: a pickled (proc_id, options).  note: see `Note`, pickled."""
+    """Start launch `token`. payload: a pickled (proc_id, options).  note: see `Note`, pickled.  grant: what it gets."""
 
     token: str
     payload: bytes
     note: bytes
+    grant: Grant | None = None
 
 
 class Request(NamedTuple):

@@ -1,0 +1,114 @@
+"""Where a launch goes: a node at once for one that holds nothing, else the node of its lease, once there is one."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Iterable
+
+from ray_launcher.cluster.lease import Held, LeaseError, Leases, LeaseTimeoutError, Wish, wish_of
+from ray_launcher.cluster.nodes import Node, Nodes, NoFittingNodeError, NoSuchNodeError
+from ray_launcher.cluster.roster import Proc
+from ray_launcher.cluster.waiting import capacities, why
+from ray_launcher.cluster.wire import Grant
+from ray_launcher.desk import LaunchKey
+from ray_launcher.options import Placement
+
+#: Seconds between two looks at why launches wait.
+_LOOK = 1.0
+
+
+class PlacingError(Exception):
+    """The launch goes nowhere; the text says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a launch goes, and with what."""
+
+    node: Node
+    grant: Grant | None = None
+
+
+class Placer:
+    """Chooses for all launches of a spawner.
+
+    load: of a node, by id; infinite for one that is not to be used now.  ready(node): gets an agent of the session
+    going there, if there is none yet anywhere: were the spawner lost, agents would return its leases.  holders: names
+    of the procs that hold resources on a node.
+    """
+
+    def __init__(
+        self,
+        nodes: Nodes,
+        leases: Leases,
+        load: Callable[[str], float],
+        ready: Callable[[Node], None],
+        holders: Callable[[str], list[str]],
+    ) -> None:
+        self._nodes, self._leases = nodes, leases
+        self._load, self._ready, self._holders = load, ready, holders
+        self._waiting: dict[Proc, Wish] = {}
+        self._explaining: asyncio.Task[None] | None = None
+
+    async def place(self, proc: Proc, key: LaunchKey, placement: Placement) -> Place | None:
+        """The place, or None when the proc has ended before it had one. Raises `PlacingError`.
+
+        Does not suspend for a launch that holds nothing in the usual case, nor after the choice: those who waited
+        together would all choose by the same load.
+        """
+        wish = wish_of(placement)
+        while not proc.end.done():
+            node = None if wish is not None else self._nodes.pick(placement, self._load)
+            if node is not None:
+                return Place(node)
+            waiting = asyncio.ensure_future(
+                self._nodes.wait_for(placement, self._load) if wish is None else self._lease(proc, key, placement, wish)
+            )
+            try:
+                await asyncio.wait((waiting, proc.end), return_when=asyncio.FIRST_COMPLETED)
+                if waiting.done() and isinstance(place := waiting.result(), Place):
+                    return place
+            except (NoSuchNodeError, NoFittingNodeError) as error:
+                raise PlacingError(str(error)) from None
+            finally:
+                waiting.cancel()
+        return None
+
+    async def _lease(self, proc: Proc, key: LaunchKey, placement: Placement, wish: Wish) -> Place:
+        self._ready(await self._nodes.likely(placement, self._load))
+        try:
+            held = await self._held(proc, key, wish, placement.timeout)
+        except LeaseTimeoutError:
+            reason = (await self._reasons([wish]))[0]
+            raise PlacingError(f"the resources were not there within {placement.timeout:g} s: {reason}") from None
+        except LeaseError as error:
+            raise PlacingError(str(error)) from None
+        node = await self._nodes.find(held.nodes[0])
+        if node is None:
+            raise PlacingError(f"node {held.nodes[0]} was lost before the launch came there")
+        return Place(node, Grant(held.accelerators[0], {}))
+
+    async def _held(self, proc: Proc, key: LaunchKey, wish: Wish, timeout: float | None) -> Held:
+        try:
+            return await self._leases.hold(key, wish, timeout, lambda: self._wait(proc, wish))
+        finally:
+            self._waiting.pop(proc, None)
+            proc.waits_for = None
+
+    def _wait(self, proc: Proc, wish: Wish) -> None:
+        self._waiting[proc] = wish
+        if self._explaining is None or self._explaining.done():
+            self._explaining = asyncio.ensure_future(self._keep_explaining())
+
+    async def _keep_explaining(self) -> None:
+        while self._waiting:
+            waiting = dict(self._waiting)
+            for proc, reason in zip(waiting, await self._reasons(waiting.values()), strict=True):
+                if proc in self._waiting:
+                    proc.waits_for = reason
+            await asyncio.sleep(_LOOK)
+
+    async def _reasons(self, wishes: Iterable[Wish]) -> list[str]:
+        nodes = await asyncio.get_running_loop().run_in_executor(None, capacities)
+        return [why(zip(wish.bundles, wish.labels, strict=True), nodes, self._holders) for wish in wishes]
