@@ -6,12 +6,12 @@ import asyncio
 import dataclasses
 from collections.abc import Callable, Iterable
 
-from ray_launcher.cluster.lease import Held, LeaseError, Leases, LeaseTimeoutError, Wish, wish_of
+from ray_launcher.cluster.lease import Lease, LeaseError, LeaseTimeoutError, Wish, wish_of
+from ray_launcher.cluster.leases import Leases
 from ray_launcher.cluster.nodes import Node, Nodes, NoFittingNodeError, NoSuchNodeError
 from ray_launcher.cluster.roster import Proc
 from ray_launcher.cluster.waiting import capacities, why
 from ray_launcher.cluster.wire import Grant
-from ray_launcher.desk import LaunchKey
 from ray_launcher.options import Placement
 
 #: Seconds between two looks at why launches wait.
@@ -24,10 +24,11 @@ class PlacingError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a launch goes, and with what."""
+    """Where a launch goes, and with what. lease: its name."""
 
     node: Node
     grant: Grant | None = None
+    lease: str | None = None
 
 
 class Placer:
@@ -51,7 +52,7 @@ class Placer:
         self._waiting: dict[Proc, Wish] = {}
         self._explaining: asyncio.Task[None] | None = None
 
-    async def place(self, proc: Proc, key: LaunchKey, placement: Placement) -> Place | None:
+    async def place(self, proc: Proc, placement: Placement) -> Place | None:
         """The place, or None when the proc has ended before it had one. Raises `PlacingError`.
 
         Does not suspend for a launch that holds nothing in the usual case, nor after the choice: those who waited
@@ -63,7 +64,7 @@ class Placer:
             if node is not None:
                 return Place(node)
             waiting = asyncio.ensure_future(
-                self._nodes.wait_for(placement, self._load) if wish is None else self._lease(proc, key, placement, wish)
+                self._nodes.wait_for(placement, self._load) if wish is None else self._lease(proc, placement, wish)
             )
             try:
                 await asyncio.wait((waiting, proc.end), return_when=asyncio.FIRST_COMPLETED)
@@ -75,23 +76,24 @@ class Placer:
                 waiting.cancel()
         return None
 
-    async def _lease(self, proc: Proc, key: LaunchKey, placement: Placement, wish: Wish) -> Place:
+    async def _lease(self, proc: Proc, placement: Placement, wish: Wish) -> Place:
         self._ready(await self._nodes.likely(placement, self._load))
         try:
-            held = await self._held(proc, key, wish, placement.timeout)
+            lease = await self._hold(proc, wish, placement.timeout)
         except LeaseTimeoutError:
             reason = (await self._reasons([wish]))[0]
             raise PlacingError(f"the resources were not there within {placement.timeout:g} s: {reason}") from None
         except LeaseError as error:
             raise PlacingError(str(error)) from None
-        node = await self._nodes.find(held.nodes[0])
+        node = await self._nodes.find(lease.nodes[0])
         if node is None:
-            raise PlacingError(f"node {held.nodes[0]} was lost before the launch came there")
-        return Place(node, Grant(held.accelerators[0], {}))
+            self._leases.release(proc.token, reusable=False)
+            raise PlacingError(f"node {lease.nodes[0]} was lost before the launch came there")
+        return Place(node, Grant(lease.accelerators[0], {}), lease.name)
 
-    async def _held(self, proc: Proc, key: LaunchKey, wish: Wish, timeout: float | None) -> Held:
+    async def _hold(self, proc: Proc, wish: Wish, timeout: float | None) -> Lease:
         try:
-            return await self._leases.hold(key, wish, timeout, lambda: self._wait(proc, wish))
+            return await self._leases.hold(proc.token, wish, timeout, lambda: self._wait(proc, wish))
         finally:
             self._waiting.pop(proc, None)
             proc.waits_for = None

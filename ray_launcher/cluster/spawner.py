@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-from ray_launcher.cluster.lease import Leases
+from ray_launcher.cluster.leases import Leases
 from ray_launcher.cluster.link import Link, Owner
 from ray_launcher.cluster.nodes import Node, Nodes, fitting
 from ray_launcher.cluster.placing import Placer, PlacingError
@@ -42,7 +42,6 @@ class ClusterSpawner(ProcSpawner):
         self._unsettled: dict[str, tuple[Link, int]] = {}  # by token: a report that is kept, and its number
         self._awaited: dict[str, str] = {}  # by proc_id: the token of a launch asked for again that may be found yet
         self._ending = False
-        self._tasks: set[asyncio.Future[None]] = set()
         if ray.get_runtime_context().was_current_actor_reconstructed:
             registry = Registry(session.name)
             self._owner = Owner(session, runtime_env, registry.next_generation())
@@ -50,6 +49,7 @@ class ClusterSpawner(ProcSpawner):
                 self._new_link(node, name=name)
         self._restored = Restored(list(self._agents.values()))
         self._leases = Leases(session.name, again=bool(self._owner.generation))
+        self._sorting = asyncio.ensure_future(self._sort_out())
         self._placer = Placer(self._nodes, self._leases, self._load, self._ready, self._holders)
 
     async def launch(self, proc_id: str, opts: LaunchOptions) -> ExitReport:
@@ -80,7 +80,11 @@ class ClusterSpawner(ProcSpawner):
         finally:
             self._roster.end(proc)
             if proc.link is None:
-                self._leases.release(key)
+                self._leases.release(token)
+
+    async def _sort_out(self) -> None:
+        await self._restored.until()
+        await self._leases.sort_out()
 
     async def _await(self, proc_id: str, token: str) -> None:
         """Return when the launch of an earlier spawner is found, or cannot be any more; the id is taken meanwhile."""
@@ -105,14 +109,15 @@ class ClusterSpawner(ProcSpawner):
 
     async def _launch(self, proc: Proc, key: LaunchKey, placement: Placement, message: Message) -> None:
         try:
-            place = await self._placer.place(proc, key, placement)
+            place = await self._placer.place(proc, placement)
         except PlacingError as error:
             proc.finish(_failed(str(error)))
             return
         if place is not None and not proc.end.done():
             link = self._link(place.node)
             proc.place(link)
-            link.launch(Launch(proc.token, message.payload, pickle.dumps(Note(proc.proc_id, key)), place.grant))
+            note = pickle.dumps(Note(proc.proc_id, key, place.lease))
+            link.launch(Launch(proc.token, message.payload, note, place.grant))
 
     async def terminate(self, proc_id: str, timeout_secs: float) -> None:
         """See `ProcSpawner.terminate`."""
@@ -156,16 +161,6 @@ class ClusterSpawner(ProcSpawner):
                 self._request(proc, None)  # it was cancelled, if it still runs
                 self._roster.end(proc)
             self.on_settled(launcher, [key[1]])
-        self._tasks.add(task := asyncio.ensure_future(self._return_unclaimed(launcher, numbers)))
-        task.add_done_callback(self._tasks.discard)
-
-    async def _return_unclaimed(self, launcher: str, numbers: set[int]) -> None:
-        """Leases of launches that ended while this spawner was not there."""
-        await self._restored.until()
-        await self._leases.recovered()
-        for key in list(self._leases.keys):
-            if key[0] == launcher and key[1] not in numbers and self._roster.by_token(token_of(key)) is None:
-                self._leases.release(key)
 
     # -- for the launcher's other calls ---------------------------------------------------------------------------
 
@@ -177,10 +172,8 @@ class ClusterSpawner(ProcSpawner):
             if proc.link is None:
                 self._request(proc, None)
         await asyncio.gather(*(link.end(grace) for link in list(self._agents.values())))
-        for key in list(self._leases.keys):
-            self._leases.release(key)
         with contextlib.suppress(Exception):
-            await self._leases.all_returned()
+            await self._leases.end()
             await asyncio.get_running_loop().run_in_executor(None, Registry(self._owner.session.name).clear)
 
     async def locate(self, launcher: str, number: int, proc_id: str, wait: bool) -> tuple[Any, str] | None:
@@ -251,8 +244,7 @@ class ClusterSpawner(ProcSpawner):
             self._link(node)
 
     def _holders(self, node_id: str) -> list[str]:
-        holding = map(token_of, self._leases.keys)
-        procs = [proc for token in holding if (proc := self._roster.by_token(token)) is not None]
+        procs = [proc for token in self._leases.tokens if (proc := self._roster.by_token(token)) is not None]
         return [proc.proc_id for proc in procs if proc.link is not None and proc.link.node.node_id == node_id]
 
     def _link(self, node: Node) -> Link:
@@ -282,7 +274,7 @@ class ClusterSpawner(ProcSpawner):
 
     def _news(self, link: Link, news: Started | Exit) -> None:
         if isinstance(news, Exit):
-            self._leases.end(news.token)
+            self._leases.release(news.token, reusable=news.report.failed_reason is None)
         proc = self._roster.by_token(news.token)
         if proc is None and news.token in self._unsettled:
             return  # told again, as the launcher has been, which has not said yet that it knows
@@ -307,6 +299,8 @@ class ClusterSpawner(ProcSpawner):
             return None
         proc = self._roster.add(note.proc_id, news.token)
         proc.place(link)
+        if note.lease is not None:
+            self._leases.adopt(news.token, note.lease)
         self._restored.found()
         return proc
 

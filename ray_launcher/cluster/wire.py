@@ -61,10 +61,11 @@ class Signal(NamedTuple):
 
 
 class Note(NamedTuple):
-    """What a restarted spawner must know of a launch, kept by the supervisor."""
+    """What a restarted spawner must know of a launch, kept by the supervisor. lease: its lease's name."""
 
     proc_id: str
     key: LaunchKey
+    lease: str | None = None
 
 
 class Started(NamedTuple):
