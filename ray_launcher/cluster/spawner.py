@@ -273,8 +273,11 @@ class ClusterSpawner(ProcSpawner):
     # -- procs ----------------------------------------------------------------------------------------------------
 
     def _news(self, link: Link, news: Started | Exit) -> None:
+        self._hear(link, news)
         if isinstance(news, Exit):
             self._leases.release(news.token, reusable=news.report.failed_reason is None)
+
+    def _hear(self, link: Link, news: Started | Exit) -> None:
         proc = self._roster.by_token(news.token)
         if proc is None and news.token in self._unsettled:
             return  # told again, as the launcher has been, which has not said yet that it knows

@@ -6,6 +6,7 @@ private copies with other globals, since a real Ray may be in use in the same pr
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import functools
 import importlib.util
@@ -20,7 +21,8 @@ from typing import Any
 
 from sim_loop import Actor, SimLoop, outside
 
-from ray_launcher import LaunchOptions
+from ray_launcher import LaunchOptions, Placement
+from ray_launcher.cluster.lease import Wish
 from ray_launcher.cluster.nodes import Node, Nodes
 from ray_launcher.cluster.wire import SessionInfo
 from ray_launcher.node import client as real_client
@@ -61,6 +63,7 @@ class World:
         self.orphans: list[Proc] = []  # their supervisor and its guard were killed
         self.agents: dict[str, Actor] = {}
         self.registry: dict[str, Node] = {}
+        self.leases: dict[str, _Lease] = {}
         self.generation = 0
         self.nodes = [Node(f"node-{letter}", "10.0.0.1", {}, 2.0) for letter in "ab"]
         self._load()
@@ -71,7 +74,8 @@ class World:
 
     def launch(self, proc_id: str, lifetime: float | None, code: int = 0) -> tuple[int, ExitPort]:
         """A proc that ends by itself after `lifetime` seconds; None: never."""
-        opts = LaunchOptions(program="any", args=[repr(lifetime), str(code)])
+        placement = Placement(num_cpus=self.chance.choice([0, 0, 1, 2]))
+        opts = LaunchOptions(program="any", args=[repr(lifetime), str(code)], placement=placement)
         [(number, port)] = self.mail.launch([pickle.dumps((proc_id, opts))])
         return number, port
 
@@ -92,6 +96,7 @@ class World:
             "tasks": len(desk._tasks),
             "roster": sorted(self.spawner.instance._roster.living),
             "launches": [token for link in self.spawner.instance._links.values() for token in link.launches],
+            "leases": list(self.leases),
             "running": [token for agent in agents for token in agent._keeper.running],
         }
 
@@ -131,6 +136,9 @@ class World:
             raylet_environ=lambda _: {},
             base_environ=lambda *_: {},
             Registry=registry,
+            is_alive=lambda _: True,
+            return_all=lambda _, spared: None if spared else self.leases.clear(),
+            masks=lambda _: {},
             _ray_node=lambda: types.SimpleNamespace(get_logs_dir_path=lambda: "/nonexistent/logs"),
         )
         link = _copy(
@@ -141,8 +149,21 @@ class World:
             start_agent=self._start_agent,
         )
         nodes = functools.partial(Nodes, fetch=lambda: self.nodes, clock=self.loop.time)
+        leases = _copy(
+            chain + "leases",
+            ask=lambda _, wish: _Lease(self, wish),
+            leases_of=lambda _: list(self.leases.values()),
+            return_all=lambda _: self.leases.clear(),
+            ThreadPoolExecutor=lambda *_: types.SimpleNamespace(submit=lambda call: call()),
+        )
         self._spawner_module = _copy(
-            chain + "spawner", ray=self._ray, Registry=registry, Link=link.Link, Owner=link.Owner, Nodes=nodes
+            chain + "spawner",
+            ray=self._ray,
+            Registry=registry,
+            Link=link.Link,
+            Owner=link.Owner,
+            Nodes=nodes,
+            Leases=leases.Leases,
         )
         self._mail_module = _copy("ray_launcher.mail", run_soon=self._run_soon)
 
@@ -188,6 +209,28 @@ class World:
         return True
 
 
+class _Lease:
+    """Of one bundle, somewhere. It is there at once, or after a while."""
+
+    def __init__(self, world: World, wish: Wish) -> None:
+        self._world, self.wish = world, wish
+        self.name = f"lease-{world.chance.random()}"
+        self.nodes: tuple[str, ...] = ()
+        self.accelerators: tuple[dict[str, list[str]], ...] = ()
+        world.leases[self.name] = self
+
+    @property
+    def filled(self) -> bool:
+        return bool(self.nodes)
+
+    async def fill(self, *_: object) -> None:
+        await asyncio.sleep(self._world.chance.choice([0.0, 0.01, 1.0]))
+        self.nodes, self.accelerators = (self._world.chance.choice(self._world.nodes).node_id,), ({},)
+
+    def give_back(self) -> None:
+        self._world.leases.pop(self.name, None)
+
+
 class _Registry:
     def __init__(self, world: World, _session: str) -> None:
         self._world = world
@@ -214,7 +257,7 @@ class Proc:
 
     def __init__(self, world: World, spec: Spec, exited: Callable[[Proc, bytes, int], None]) -> None:
         self.spec, self._exited = spec, exited
-        self.proc_id, key = pickle.loads(spec.note)
+        self.proc_id, key, _ = pickle.loads(spec.note)
         self._ends = world.starts.setdefault(key, [])
         world.twins += [self.proc_id for proc in world.procs if proc.proc_id == self.proc_id and proc.alive]
         world.procs.append(self)
