@@ -22,6 +22,7 @@ from ray_launcher.pace import Pace
 
 if TYPE_CHECKING:
     from ray_launcher.options import LaunchOptions
+    from ray_launcher.ranks import Member
     from ray_launcher.spawner import ProcSpawner
 
 _logger = logging.getLogger(__name__)
@@ -36,9 +37,10 @@ _ANSWER = 90_000
 class Message(NamedTuple):
     """One message of a launcher.
 
-    kind: "launch", a pickled (proc_id, opts); "request", a pickled (proc_id, the numbers of the launches it is about or
-    None for whichever runs, timeout in seconds or None to kill); "cancel", the pickled number of a launch; "call", a
-    pickled (method, arguments); "outcome", that of launch `number`, for a spawner that has forgotten it.
+    kind: "launch", a pickled (proc_id, opts), or (proc_id, opts, `Member`) for a rank of a gang; "request", a pickled
+    (proc_id, the numbers of the launches it is about or None for whichever runs, timeout in seconds or None to kill);
+    "cancel", the pickled number of a launch; "call", a pickled (method, arguments); "outcome", that of launch `number`,
+    for a spawner that has forgotten it.
     again: it may have been taken on before.
     """
 
@@ -106,17 +108,19 @@ class Desk:
 
     async def _launch(self, key: LaunchKey, message: Message) -> bytes:
         try:
-            proc_id, opts = pickle.loads(message.payload)  # noqa: S301  # from a launcher of the same Ray cluster
-            return reported(await self._report(key, proc_id, opts, message))
+            proc_id, opts, *member = pickle.loads(message.payload)  # noqa: S301  # from a launcher of the same cluster
+            return reported(await self._report(key, proc_id, opts, message, *member))
         except BaseException as error:  # noqa: BLE001  # SystemExit would leave the caller waiting for ever
             if _is_actor_exit(error):
                 await _leave()
             return raised(error)
 
-    async def _report(self, key: LaunchKey, proc_id: str, opts: LaunchOptions, message: Message) -> object:
+    async def _report(
+        self, key: LaunchKey, proc_id: str, opts: LaunchOptions, message: Message, member: Member | None = None
+    ) -> object:
         first = self._running.setdefault(proc_id, key) == key
         try:
-            return await self._spawner.launch_as(key, proc_id, opts, message)
+            return await self._spawner.launch_as(key, proc_id, opts, message, member)
         finally:
             if first:
                 del self._running[proc_id]

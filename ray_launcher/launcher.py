@@ -7,7 +7,7 @@ import pickle
 import threading
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from datetime import datetime, timezone
 from functools import partial
@@ -22,6 +22,7 @@ from ray_launcher.exits import ProcExitResult, StdioHandling
 from ray_launcher.mail import Mail
 from ray_launcher.options import LaunchOptions, check_proc_id, check_timeout
 from ray_launcher.port import ExitPort
+from ray_launcher.ranks import Member, Shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +91,7 @@ class ActorProcLauncher(ProcLauncher):
         proc_id = check_proc_id(proc_id)
         payload = _pickled((proc_id, self._check_options(opts)))
         self._check_open()
-        [port] = self._send([proc_id], [payload])
+        [(_, port)] = self._send([proc_id], [payload])
         return LaunchResult(proc_id, port)
 
     def launch_many(self, launches: Mapping[str, LaunchOptions]) -> dict[str, LaunchResult]:
@@ -107,7 +108,7 @@ class ActorProcLauncher(ProcLauncher):
         self._check_open()
         proc_ids = [proc_id for proc_id, _ in checked]
         ports = self._send(proc_ids, payloads)
-        return {proc_id: LaunchResult(proc_id, port) for proc_id, port in zip(proc_ids, ports, strict=True)}
+        return {proc_id: LaunchResult(proc_id, port) for proc_id, (_, port) in zip(proc_ids, ports, strict=True)}
 
     def terminate(self, proc_id: str, timeout: float) -> None:
         """See `ProcLauncher.terminate`."""
@@ -151,14 +152,35 @@ class ActorProcLauncher(ProcLauncher):
 
     # -- what is open ---------------------------------------------------------------------------------------------
 
-    def _send(self, proc_ids: list[str], payloads: list[bytes]) -> list[ExitPort]:
+    def _send(self, proc_ids: list[str], payloads: list[bytes]) -> list[tuple[int, ExitPort]]:
         with self._lock:  # a request from another thread must name the launches that it follows
             sent = self._mail.launch(payloads)
             for proc_id, (number, port) in zip(proc_ids, sent, strict=True):
                 self._open.setdefault(proc_id, {})[number] = port
         for proc_id, (number, port) in zip(proc_ids, sent, strict=True):
             port._future().add_done_callback(partial(self._ended, proc_id, number))  # noqa: SLF001  # at once
-        return [port for _, port in sent]
+        return sent
+
+    def _launch_gang(self, shape: Shape, options: Sequence[LaunchOptions]) -> list[tuple[int, LaunchResult]]:
+        """Launch every rank; returns the message number of each with its result."""
+        self._check_open()
+        proc_ids = [f"{shape.gang_id}/{rank}" for rank in range(shape.size)]
+        payloads = [
+            _pickled((proc_id, opts, Member(shape, rank)))
+            for rank, (proc_id, opts) in enumerate(zip(proc_ids, options, strict=True))
+        ]
+        ports = self._send(proc_ids, payloads)
+        return [(number, LaunchResult(proc_id, port)) for proc_id, (number, port) in zip(proc_ids, ports, strict=True)]
+
+    def _end_all(self, launches: Mapping[int, LaunchResult], timeout: float | None) -> None:
+        """Terminate these launches, or kill them (None), with one message."""
+        numbers = tuple(number for number, launch in launches.items() if not launch.exit_port.done())
+        if not numbers:
+            return
+        gone = self._why_gone()
+        if gone is not None:
+            raise (KillError if timeout is None else TerminateError)(f"cannot reach the spawner: it is gone ({gone})")
+        self._mail.send("request", (launches[numbers[0]].proc_id, numbers, timeout), about=numbers)
 
     def _request(self, proc_id: str, timeout: float | None, error: type[ProcLauncherError]) -> None:
         with self._lock:

@@ -9,12 +9,13 @@ import signal
 import threading
 import uuid
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import fields
 from datetime import datetime, timezone
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 from ray import ObjectRef
@@ -26,11 +27,14 @@ from ray_launcher.cluster.spawner import ClusterSpawner
 from ray_launcher.cluster.wire import NAMESPACE, SessionInfo
 from ray_launcher.errors import KillError, LaunchError, ProcLauncherError, UnknownProcError
 from ray_launcher.exits import ProcExitResult
+from ray_launcher.gang import Gang
 from ray_launcher.info import ProcInfo
 from ray_launcher.launcher import ActorProcLauncher, LaunchResult
 from ray_launcher.logs import LogChunk, LogStreams, lines_of
 from ray_launcher.options import LaunchOptions, Placement, check_proc_id, check_timeout
+from ray_launcher.plan import plan_gang
 from ray_launcher.port import ExitPort, gone_because
+from ray_launcher.ranks import Strategy
 from ray_launcher.spawner import start_spawner
 
 if TYPE_CHECKING:
@@ -113,6 +117,41 @@ class RayProcLauncher(ActorProcLauncher):
     def end(self, grace: float = 10) -> None:
         """End the session whoever else uses it; the same as `close` for one that is not detached."""
         self.close(grace)
+
+    def launch_gang(  # noqa: PLR0913  # one argument per choice
+        self,
+        gang_id: str,
+        opts: LaunchOptions | Callable[[int], LaunchOptions],
+        *,
+        nnodes: int = 1,
+        nproc_per_node: int | Literal["gpu", "cpu"] = 1,
+        strategy: Strategy = "SPREAD",
+        fail_fast: bool = True,
+        grace: float = 10,
+    ) -> Gang:
+        """Launch `nnodes` x `nproc_per_node` procs that get their places all at once, or wait for them.
+
+        opts: of every rank, or a function of the rank; its `placement` is per rank, and the same for all.
+        nproc_per_node: "gpu" or "cpu" for as many as the smallest node that suits has; each then holds one.
+        strategy: how groups of `nproc_per_node` ranks are put on nodes: Ray's words for placement groups.
+        fail_fast: the first rank that fails ends the others, TERM and KILL `grace` seconds later.
+
+        The proc_ids are "gang_id/0", "gang_id/1" and so on, contiguous per node. Each rank finds in its environment
+        what torchrun sets (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT ...), RAY_LAUNCHER_GANG_ID,
+        RAY_LAUNCHER_RANK and RAY_LAUNCHER_NPROCS. Its GPUs are all those of its group unless `gpu_mask` says otherwise.
+
+        Raises TypeError or ValueError for bad arguments, `LaunchError` when the launcher is closed.
+        """
+        gang_id = check_proc_id(gang_id)
+        self._check_open()
+        plan = plan_gang(gang_id, opts, nnodes, nproc_per_node, strategy, fail_fast, grace)
+        launches = dict(self._launch_gang(plan.shape, [self._check_options(each) for each in plan.options]))
+        return Gang(
+            gang_id,
+            list(launches.values()),
+            partial(self._end_all, launches),
+            partial(self._answer, "gang_cause", plan.shape.uid),
+        )
 
     def procs(self) -> list[ProcInfo]:
         """Every proc of the session, and the last 1,000 that have ended. Raises `ProcLauncherError`."""

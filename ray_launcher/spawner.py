@@ -21,6 +21,7 @@ from ray_launcher.outcomes import report_of
 
 if TYPE_CHECKING:
     from ray_launcher.options import LaunchOptions
+    from ray_launcher.ranks import Member
 
 #: Ray runs 1,000 calls of an async actor at once unless told otherwise; the next would wait without a word.
 MAX_CONCURRENCY = 1_000_000
@@ -109,6 +110,7 @@ class ProcSpawner(ABC):
         proc_id: str,
         opts: LaunchOptions,
         message: Message,  # noqa: ARG002  # the same
+        member: Member | None = None,  # noqa: ARG002  # the same
     ) -> ExitReport:
         """`launch`, with the launch's own name, which is the same when it is asked for again."""
         return await self.launch(proc_id, opts)

@@ -11,6 +11,7 @@ import logging
 import os
 import pickle
 import select
+import socket
 import time
 import uuid
 from collections import deque
@@ -56,6 +57,8 @@ RENEWALS = 6
 #: Seconds between two attempts to reach a spawner that Ray has not given up.
 _RETRY = 0.2
 _NOTHING = Grant({}, {})
+#: Ports that are kept at most: of a gang that was ended before it began, nobody comes for its port.
+_PORTS = 64
 
 
 class Agent:
@@ -96,6 +99,7 @@ class Agent:
         self._holding: asyncio.Future[None] | None = None
         self._lease = 0.0  # until when, by `time.monotonic`
         self._leased = asyncio.Event()
+        self._ports: dict[str, socket.socket] = {}  # by name: opened for procs that are to come
         self._tasks = [asyncio.ensure_future(self._watch()), asyncio.ensure_future(self._keep_lease())]
 
     # -- for the spawner ------------------------------------------------------------------------------------------
@@ -188,6 +192,17 @@ class Agent:
     async def tails(self, names: list[str], lines: int) -> dict[str, int]:
         """Where the last so many lines of log files begin, by file name: an offset for `read`."""
         return {name: tail_offset(self._logs / name, lines) for name in names}
+
+    async def open_port(self, name: str) -> int:
+        """A port of this node that nobody else gets until the launch that is granted `name` comes here."""
+        kept = self._ports.get(name)
+        if kept is None:
+            kept = self._ports[name] = socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET)
+            kept.bind(("", 0))
+            while len(self._ports) > _PORTS:
+                self._ports.pop(next(iter(self._ports))).close()
+        port: int = kept.getsockname()[1]
+        return port
 
     async def end(self, grace: float) -> None:
         """TERM every proc, KILL what is left `grace` seconds later, and return when nothing is.
@@ -290,9 +305,11 @@ class Agent:
         token = message.token
         if token in self._keeper.running:
             return  # sent again
-        proc_id, opts = pickle.loads(message.payload)  # noqa: S301  # from our own spawner
+        proc_id, opts, *_ = pickle.loads(message.payload)  # noqa: S301  # from our own spawner
         try:
             spec = self._spec(message, proc_id, opts)
+            if message.grant is not None and message.grant.port in self._ports:
+                self._ports.pop(message.grant.port).close()
             self._keeper.launch(supervisor, Started(token, 0, 0.0, message.note), spec)
         except ProtocolError as error:
             text = f"{opts.program}: arguments and environment are too long for exec (E2BIG): {error}"
@@ -335,7 +352,7 @@ class Agent:
         while not select.select([self._raylet_end], [], [], 0)[0]:
             asked = time.monotonic()
             try:
-                granted = await self._spawner.serve_renew.remote(self._name)
+                granted = await self._spawner.serve_renew.remote(self._name, time.time())
             except ActorUnavailableError:
                 await asyncio.sleep(_RETRY)
                 continue

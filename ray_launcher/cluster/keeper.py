@@ -208,7 +208,7 @@ def _resolve(future: asyncio.Future[None]) -> None:
 
 
 def _exit(fields: list[bytes]) -> Exit:
-    sequence, token, note, kind, reason, value, core, _when, *tail = fields
+    sequence, token, note, kind, reason, value, core, when, *tail = fields
     number = int(value) if value else None
     lines = [line.decode() for line in tail]
     if kind == b"failed":
@@ -217,4 +217,4 @@ def _exit(fields: list[bytes]) -> Exit:
         report = ExitReport(None, number, core == b"1", None, lines)
     else:
         report = ExitReport(number, None, False, None, lines)
-    return Exit(int(sequence), token.decode(), report, note)
+    return Exit(int(sequence), token.decode(), report, note, float(when))

@@ -11,7 +11,9 @@ import asyncio
 import contextlib
 import dataclasses
 import pickle
+import time
 import uuid
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -84,6 +86,7 @@ class Link:
         self.forgot = False  # the agent does not know of all of them either
         self._suspect = suspect
         self._began = self._granted = asyncio.get_running_loop().time()
+        self._ahead: deque[float] = deque(maxlen=20)
         self._why = "no contact"
         self._join = ""
         self._calls = self._received = 0
@@ -123,10 +126,31 @@ class Link:
         silence = asyncio.get_running_loop().time() - self._granted
         return not self._joined or silence < self._session.lease / 2
 
-    def grant(self) -> bool:
-        """Renew the lease; False when the node has been given up."""
+    def grant(self, clock: float | None = None) -> bool:
+        """Renew the lease; False when the node has been given up. clock: the agent's, when it asked."""
         self._granted = asyncio.get_running_loop().time()
+        if clock is not None:
+            self._ahead.append(time.time() - clock)
         return not self.lost
+
+    def ours(self, when: float | None) -> float | None:
+        """A time of the agent's node by our own clock: the quickest of the last requests tells how they differ."""
+        return None if when is None else when + min(self._ahead, default=0.0)
+
+    async def ask(self, method: str, *args: object) -> Any:
+        """Call a method of the agent; None when it is lost."""
+        agent = await self.reachable()
+        if self.lost:
+            return None
+        over = asyncio.ensure_future(self._over.wait())
+        answer = asyncio.ensure_future(getattr(agent, method).remote(*args))
+        try:
+            await asyncio.wait((answer, over), return_when=asyncio.FIRST_COMPLETED)
+            return answer.result() if answer.done() else None
+        except RayError:
+            return None
+        finally:
+            over.cancel()
 
     async def reachable(self) -> Any:
         """The agent's actor, once there is one."""

@@ -61,7 +61,7 @@ class Nodes:
             self._refresh()
         if age > STALE:
             return None
-        return min(self._fitting(placement), key=lambda node: load(node.node_id), default=None)
+        return min(self.suiting(placement), key=lambda node: load(node.node_id), default=None)
 
     async def wait_for(self, placement: Placement, load: Callable[[str], float]) -> Node:
         """As `pick`, but waits for a node with the wanted labels: an autoscaler or a late node may bring it.
@@ -110,7 +110,8 @@ class Nodes:
         """The node did not answer: it is not chosen again before Ray has been asked whether it lives."""
         self._nodes.pop(node_id, None)
 
-    def _fitting(self, placement: Placement) -> list[Node]:
+    def suiting(self, placement: Placement) -> list[Node]:
+        """Those of the list at hand to which a proc may go."""
         nodes = fitting(placement, self._nodes.values())
         # A head node is often given no CPUs to keep work away from it: procs stay away too while they can.
         return [node for node in nodes if node.cpus > 0] or nodes

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Collection, Iterable
 
 from ray_launcher.cluster.lease import Lease, LeaseError, LeaseTimeoutError, Wish, wish_of
 from ray_launcher.cluster.leases import Leases
@@ -49,7 +50,7 @@ class Placer:
     ) -> None:
         self._nodes, self._leases = nodes, leases
         self._load, self._ready, self._holders = load, ready, holders
-        self._waiting: dict[Proc, Wish] = {}
+        self._waiting: dict[str, tuple[Wish, Collection[Proc]]] = {}  # by token
         self._explaining: asyncio.Task[None] | None = None
 
     async def place(self, proc: Proc, placement: Placement) -> Place | None:
@@ -77,40 +78,67 @@ class Placer:
         return None
 
     async def _lease(self, proc: Proc, placement: Placement, wish: Wish) -> Place:
+        lease = await self.lease(proc.token, wish, placement, [proc])
+        return Place(await self.node(lease.nodes[0]), Grant(lease.accelerators[0], {}), lease.name)
+
+    async def lease(self, token: str, wish: Wish, placement: Placement, procs: Collection[Proc]) -> Lease:
+        """Wait for a lease for `procs`, until `release`. Raises `PlacingError`."""
         self._ready(await self._nodes.likely(placement, self._load))
         try:
-            lease = await self._hold(proc, wish, placement.timeout)
+            return await self._leases.hold(token, wish, placement.timeout, lambda: self._wait(token, wish, procs))
         except LeaseTimeoutError:
             reason = (await self._reasons([wish]))[0]
             raise PlacingError(f"the resources were not there within {placement.timeout:g} s: {reason}") from None
         except LeaseError as error:
             raise PlacingError(str(error)) from None
-        node = await self._nodes.find(lease.nodes[0])
-        if node is None:
-            self._leases.release(proc.token, reusable=False)
-            raise PlacingError(f"node {lease.nodes[0]} was lost before the launch came there")
-        return Place(node, Grant(lease.accelerators[0], {}), lease.name)
-
-    async def _hold(self, proc: Proc, wish: Wish, timeout: float | None) -> Lease:
-        try:
-            return await self._leases.hold(proc.token, wish, timeout, lambda: self._wait(proc, wish))
         finally:
-            self._waiting.pop(proc, None)
-            proc.waits_for = None
+            self._waiting.pop(token, None)
+            for proc in procs:
+                proc.waits_for = None
 
-    def _wait(self, proc: Proc, wish: Wish) -> None:
-        self._waiting[proc] = wish
+    def release(self, token: str, reusable: bool) -> None:
+        """Return a lease. Nothing where there is none."""
+        self._leases.release(token, reusable)
+
+    async def node(self, node_id: str) -> Node:
+        """One that Ray has just chosen. Raises `PlacingError` if it has been lost since."""
+        node = await self._nodes.find(node_id)
+        if node is None:
+            raise PlacingError(f"node {node_id} was lost before the launch came there")
+        return node
+
+    async def spread(self, placement: Placement, count: int, strategy: str) -> tuple[str, ...]:
+        """Ids of the nodes for so many groups of procs that hold nothing. Raises `PlacingError`."""
+        try:
+            await self._nodes.wait_for(placement, self._load)
+        except (NoSuchNodeError, NoFittingNodeError) as error:
+            raise PlacingError(str(error)) from None
+        nodes = [
+            node.node_id for node in sorted(self._nodes.suiting(placement), key=lambda node: self._load(node.node_id))
+        ]
+        if strategy == "STRICT_SPREAD" and len(nodes) < count:
+            raise PlacingError(f"STRICT_SPREAD needs {count} nodes, and {len(nodes)} fit")
+        if strategy in ("PACK", "STRICT_PACK"):
+            return (nodes[0],) * count
+        return tuple(itertools.islice(itertools.cycle(nodes), count))
+
+    def _wait(self, token: str, wish: Wish, procs: Collection[Proc]) -> None:
+        self._waiting[token] = wish, procs
         if self._explaining is None or self._explaining.done():
             self._explaining = asyncio.ensure_future(self._keep_explaining())
 
     async def _keep_explaining(self) -> None:
         while self._waiting:
             waiting = dict(self._waiting)
-            for proc, reason in zip(waiting, await self._reasons(waiting.values()), strict=True):
-                if proc in self._waiting:
+            reasons = await self._reasons([wish for wish, _ in waiting.values()])
+            for (token, (_, procs)), reason in zip(waiting.items(), reasons, strict=True):
+                for proc in procs if token in self._waiting else ():
                     proc.waits_for = reason
             await asyncio.sleep(_LOOK)
 
     async def _reasons(self, wishes: Iterable[Wish]) -> list[str]:
         nodes = await asyncio.get_running_loop().run_in_executor(None, capacities)
-        return [why(zip(wish.bundles, wish.labels, strict=True), nodes, self._holders) for wish in wishes]
+        return [
+            why(zip(wish.bundles, wish.labels, strict=True), nodes, self._holders, wish.strategy == "STRICT_SPREAD")
+            for wish in wishes
+        ]

@@ -50,6 +50,19 @@ class Registry:
         _internal_kv_put(key, b"%d" % generation, namespace=NAMESPACE)
         return generation
 
+    def gangs(self) -> list[bytes]:
+        """What has been decided about each gang that is not over."""
+        keys = _internal_kv_list(self._prefix + b"gang/", namespace=NAMESPACE)
+        return list(filter(None, (_internal_kv_get(key, namespace=NAMESPACE) for key in keys)))
+
+    def save_gang(self, uid: str, record: bytes) -> None:
+        """Something has been decided about a gang."""
+        _internal_kv_put(self._prefix + b"gang/" + uid.encode(), record, namespace=NAMESPACE)
+
+    def drop_gang(self, uid: str) -> None:
+        """It is over."""
+        _internal_kv_del(self._prefix + b"gang/" + uid.encode(), namespace=NAMESPACE)
+
     def clear(self) -> None:
         """The session is over."""
         _internal_kv_del(self._prefix, del_by_prefix=True, namespace=NAMESPACE)

@@ -35,6 +35,11 @@ class Restored:
         self._found.add(key)
         return True
 
+    def may_come(self, key: LaunchKey) -> bool:
+        """Whether a launch of an earlier spawner, not found yet, may still be asked for again."""
+        launcher, number = key
+        return number in self._claims.get(launcher, {number})
+
     def found(self) -> None:
         """A proc has been found."""
         self._change()

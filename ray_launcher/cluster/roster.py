@@ -12,6 +12,7 @@ from ray_launcher.cluster.link import Link
 from ray_launcher.cluster.wire import Started
 from ray_launcher.exits import ExitReport, ProcExitResult, decode_exit
 from ray_launcher.info import ProcInfo, ProcState
+from ray_launcher.ranks import Member
 
 #: Ended procs that are remembered: their results, and where their logs are.
 HISTORY = 1000
@@ -28,6 +29,7 @@ class Proc:
     placed: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     asked_to_end: bool = False
     waits_for: str | None = None
+    member: Member | None = None
     pid: int | None = None
     started: float | None = None
     exited: float | None = None
@@ -42,10 +44,10 @@ class Proc:
         if news.pid:
             self.pid, self.started = news.pid, news.when
 
-    def finish(self, report: ExitReport) -> None:
-        """The one end; a second does nothing."""
+    def finish(self, report: ExitReport, when: float | None = None) -> None:
+        """The one end; a second does nothing. when: by our own clock; None: now."""
         if not self.end.done():
-            self.exited = time.time()
+            self.exited = time.time() if when is None else when
             self.end.set_result(report)
 
     def info(self) -> ProcInfo:
@@ -60,6 +62,8 @@ class Proc:
             started_at=_utc(self.started),
             exited_at=_utc(self.exited),
             result=self._result(),
+            gang_id=None if self.member is None else self.member.shape.gang_id,
+            rank=None if self.member is None else self.member.rank,
             waits_for=self.waits_for,
         )
 

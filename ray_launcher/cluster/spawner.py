@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 
+from ray_launcher.cluster.gangs import Gangs
 from ray_launcher.cluster.leases import Leases
 from ray_launcher.cluster.link import Link, Owner
 from ray_launcher.cluster.nodes import Node, Nodes, fitting
@@ -27,6 +28,7 @@ from ray_launcher.errors import UnknownProcError
 from ray_launcher.exits import ExitReport
 from ray_launcher.info import ProcInfo
 from ray_launcher.options import LaunchOptions, Placement
+from ray_launcher.ranks import Member
 from ray_launcher.spawner import ProcSpawner
 
 
@@ -42,21 +44,27 @@ class ClusterSpawner(ProcSpawner):
         self._unsettled: dict[str, tuple[Link, int]] = {}  # by token: a report that is kept, and its number
         self._awaited: dict[str, str] = {}  # by proc_id: the token of a launch asked for again that may be found yet
         self._ending = False
-        if ray.get_runtime_context().was_current_actor_reconstructed:
+        again = ray.get_runtime_context().was_current_actor_reconstructed
+        if again:
             registry = Registry(session.name)
             self._owner = Owner(session, runtime_env, registry.next_generation())
             for name, node in registry.agents().items():
                 self._new_link(node, name=name)
         self._restored = Restored(list(self._agents.values()))
-        self._leases = Leases(session.name, again=bool(self._owner.generation))
+        self._leases = Leases(session.name, again)
         self._sorting = asyncio.ensure_future(self._sort_out())
         self._placer = Placer(self._nodes, self._leases, self._load, self._ready, self._holders)
+        self._gangs = Gangs(
+            self._placer, Registry(session.name), self._open_port, self._request, self._restored.may_come, again
+        )
 
     async def launch(self, proc_id: str, opts: LaunchOptions) -> ExitReport:
         """Not called: `launch_as` is."""
         raise NotImplementedError
 
-    async def launch_as(self, key: LaunchKey, proc_id: str, opts: LaunchOptions, message: Message) -> ExitReport:
+    async def launch_as(
+        self, key: LaunchKey, proc_id: str, opts: LaunchOptions, message: Message, member: Member | None = None
+    ) -> ExitReport:
         """See `ProcSpawner.launch`."""
         token = token_of(key)
         if message.again:
@@ -67,7 +75,7 @@ class ClusterSpawner(ProcSpawner):
             if refusal:
                 return _failed(refusal)
             proc = self._roster.add(proc_id, token)
-            placing = self._launch(proc, key, opts.placement, message)
+            placing = self._launch(proc, key, opts.placement, message, member)
         else:
             placing = None
         try:
@@ -107,16 +115,21 @@ class ClusterSpawner(ProcSpawner):
             return f"proc {proc_id!r} is already running: wait for its exit port, or choose another id"
         return ""
 
-    async def _launch(self, proc: Proc, key: LaunchKey, placement: Placement, message: Message) -> None:
+    async def _launch(
+        self, proc: Proc, key: LaunchKey, placement: Placement, message: Message, member: Member | None
+    ) -> None:
         try:
-            place = await self._placer.place(proc, placement)
+            if member is None:
+                place = await self._placer.place(proc, placement)
+            else:
+                place = await self._gangs.seat(proc, key, member, placement)
         except PlacingError as error:
             proc.finish(_failed(str(error)))
             return
         if place is not None and not proc.end.done():
             link = self._link(place.node)
             proc.place(link)
-            note = pickle.dumps(Note(proc.proc_id, key, place.lease))
+            note = pickle.dumps(Note(proc.proc_id, key, place.lease, member))
             link.launch(Launch(proc.token, message.payload, note, place.grant))
 
     async def terminate(self, proc_id: str, timeout_secs: float) -> None:
@@ -161,6 +174,7 @@ class ClusterSpawner(ProcSpawner):
                 self._request(proc, None)  # it was cancelled, if it still runs
                 self._roster.end(proc)
             self.on_settled(launcher, [key[1]])
+        self._gangs.check()
 
     # -- for the launcher's other calls ---------------------------------------------------------------------------
 
@@ -200,6 +214,11 @@ class ClusterSpawner(ProcSpawner):
         await self._restored.until()
         return self._roster.infos()
 
+    async def gang_cause(self, launcher: str, number: int, uid: str) -> int | None:
+        """The rank that failed first, of a gang that is over."""
+        await self.in_turn(launcher, number)
+        return self._gangs.cause(uid)
+
     async def await_end(self, launcher: str, number: int, proc_id: str) -> ExitReport:
         """The report of a proc, whoever launched it; raises `UnknownProcError`."""
         await self.in_turn(launcher, number)
@@ -226,10 +245,13 @@ class ClusterSpawner(ProcSpawner):
 
     # -- for agents -----------------------------------------------------------------------------------------------
 
-    async def serve_renew(self, agent: str) -> bool:
-        """The agent of this name is there; the answer is its lease. False: it has been taken for lost."""
+    async def serve_renew(self, agent: str, clock: float) -> bool:
+        """The agent of this name is there; the answer is its lease. False: it has been taken for lost.
+
+        clock: `time.time` there when it asked.
+        """
         link = self._agents.get(agent)
-        return link is not None and link.grant()
+        return link is not None and link.grant(clock)
 
     # -- nodes ----------------------------------------------------------------------------------------------------
 
@@ -244,8 +266,20 @@ class ClusterSpawner(ProcSpawner):
             self._link(node)
 
     def _holders(self, node_id: str) -> list[str]:
-        procs = [proc for token in self._leases.tokens if (proc := self._roster.by_token(token)) is not None]
-        return [proc.proc_id for proc in procs if proc.link is not None and proc.link.node.node_id == node_id]
+        holding = set(self._leases.tokens)
+        return [
+            proc.proc_id
+            for proc in self._roster.living.values()
+            if proc.link is not None
+            and proc.link.node.node_id == node_id
+            and (proc.token in holding or (proc.member is not None and proc.member.shape.uid in holding))
+        ]
+
+    async def _open_port(self, node: Node, name: str) -> int:
+        port = await self._link(node).ask("open_port", name)
+        if port is None:
+            raise PlacingError(f"node {node} was lost before the gang came there")
+        return int(port)
 
     def _link(self, node: Node) -> Link:
         return self._links.get(node.node_id) or self._new_link(node)
@@ -291,7 +325,7 @@ class ClusterSpawner(ProcSpawner):
             return
         if news.sequence:
             self._unsettled[news.token] = link, news.sequence
-        proc.finish(news.report)
+        proc.finish(news.report, link.ours(news.when))
 
     def _find(self, link: Link, news: Started | Exit) -> Proc | None:
         """The proc of an agent's news that this spawner, having been restarted, has not heard of; None: no longer."""
@@ -303,7 +337,9 @@ class ClusterSpawner(ProcSpawner):
         proc = self._roster.add(note.proc_id, news.token)
         proc.place(link)
         if note.lease is not None:
-            self._leases.adopt(news.token, note.lease)
+            self._leases.adopt(news.token if note.member is None else note.member.shape.uid, note.lease)
+        if note.member is not None:
+            self._gangs.add(proc, note.key, note.member)
         self._restored.found()
         return proc
 

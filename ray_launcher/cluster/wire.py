@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from ray_launcher.desk import LaunchKey
 from ray_launcher.exits import ExitReport
+from ray_launcher.ranks import Member
 
 NAMESPACE = "ray_launcher"
 STREAMS = ("stdout", "stderr")
@@ -30,10 +31,14 @@ class SessionInfo:
 
 
 class Grant(NamedTuple):
-    """What was decided where a launch was placed. accelerators: ids by resource name.  env: further variables."""
+    """What was decided where a launch was placed. accelerators: ids by resource name.  env: further variables.
+
+    port: the name under which the agent keeps a port that the proc may open.
+    """
 
     accelerators: dict[str, list[str]]
     env: dict[str, str]
+    port: str | None = None
 
 
 class Launch(NamedTuple):
@@ -61,11 +66,15 @@ class Signal(NamedTuple):
 
 
 class Note(NamedTuple):
-    """What a restarted spawner must know of a launch, kept by the supervisor. lease: its lease's name."""
+    """What a restarted spawner must know of a launch, kept by the supervisor.
+
+    lease: the name of its own, or of its gang's.  member: its rank.
+    """
 
     proc_id: str
     key: LaunchKey
     lease: str | None = None
+    member: Member | None = None
 
 
 class Started(NamedTuple):
@@ -78,12 +87,16 @@ class Started(NamedTuple):
 
 
 class Exit(NamedTuple):
-    """Launch `token` has ended. sequence: the agent's number for this report, until it is acknowledged."""
+    """Launch `token` has ended. sequence: the agent's number for this report, until it is acknowledged.
+
+    when: `time.time` of its node.
+    """
 
     sequence: int
     token: str
     report: ExitReport
     note: bytes = b""
+    when: float | None = None
 
 
 class Inventory(NamedTuple):
