@@ -24,6 +24,7 @@ from ray_launcher.exits import (
     StdioHandling,
     decode_exit,
 )
+from ray_launcher.gang import Gang, GangResult
 from ray_launcher.info import ProcInfo, ProcState
 from ray_launcher.launcher import ActorProcLauncher, LaunchResult, ProcLauncher
 from ray_launcher.logs import LogChunk
@@ -41,6 +42,8 @@ __all__ = [
     "ExitReport",
     "Exited",
     "Failed",
+    "Gang",
+    "GangResult",
     "KillError",
     "LaunchError",
     "LaunchOptions",

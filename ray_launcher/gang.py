@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
+from ray_launcher.errors import ProcLauncherError
 from ray_launcher.exits import ProcExitResult
 from ray_launcher.launcher import LaunchResult
 from ray_launcher.options import check_timeout
@@ -48,6 +51,9 @@ class Gang:
         """For launchers. request(timeout): terminate all, or kill them (None).  find_cause: once all have ended."""
         self.gang_id, self.ranks = gang_id, list(ranks)
         self._request, self._find_cause = request, find_cause
+        self._heard: list[int] = []  # the ranks that failed, as we heard of it
+        for rank, launched in enumerate(ranks):
+            launched.exit_port.add_done_callback(partial(self._hear, rank))
 
     def wait(self, timeout: float | None = None) -> GangResult:
         """Block until every rank has ended, at most `timeout` seconds. Raises TimeoutError; the gang goes on then."""
@@ -74,6 +80,13 @@ class Gang:
 
     def _cause(self, results: Sequence[ProcExitResult]) -> int | None:
         failed = [rank for rank, result in enumerate(results) if not result.ok]
-        if len(failed) < 2:
-            return failed[0] if failed else None
-        return self._find_cause()
+        if len(failed) > 1:
+            with contextlib.suppress(ProcLauncherError):  # the session is over
+                cause = self._find_cause()
+                if cause is not None:
+                    return cause
+        return next(iter([*self._heard, *failed]), None)
+
+    def _hear(self, rank: int, result: ProcExitResult) -> None:
+        if not result.ok:
+            self._heard.append(rank)

@@ -11,7 +11,6 @@ import logging
 import os
 import pickle
 import select
-import socket
 import time
 import uuid
 from collections import deque
@@ -28,6 +27,7 @@ from ray_launcher.cluster.follow import read_logs, tail_offset
 from ray_launcher.cluster.keeper import LOST, Keeper
 from ray_launcher.cluster.lease import return_all
 from ray_launcher.cluster.nodes import is_alive
+from ray_launcher.cluster.ports import Ports
 from ray_launcher.cluster.registry import Registry
 from ray_launcher.cluster.wire import (
     Exit,
@@ -57,8 +57,6 @@ RENEWALS = 6
 #: Seconds between two attempts to reach a spawner that Ray has not given up.
 _RETRY = 0.2
 _NOTHING = Grant({}, {})
-#: Ports that are kept at most: of a gang that was ended before it began, nobody comes for its port.
-_PORTS = 64
 
 
 class Agent:
@@ -99,7 +97,7 @@ class Agent:
         self._holding: asyncio.Future[None] | None = None
         self._lease = 0.0  # until when, by `time.monotonic`
         self._leased = asyncio.Event()
-        self._ports: dict[str, socket.socket] = {}  # by name: opened for procs that are to come
+        self._ports = Ports()
         self._tasks = [asyncio.ensure_future(self._watch()), asyncio.ensure_future(self._keep_lease())]
 
     # -- for the spawner ------------------------------------------------------------------------------------------
@@ -195,14 +193,7 @@ class Agent:
 
     async def open_port(self, name: str) -> int:
         """A port of this node that nobody else gets until the launch that is granted `name` comes here."""
-        kept = self._ports.get(name)
-        if kept is None:
-            kept = self._ports[name] = socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET)
-            kept.bind(("", 0))
-            while len(self._ports) > _PORTS:
-                self._ports.pop(next(iter(self._ports))).close()
-        port: int = kept.getsockname()[1]
-        return port
+        return self._ports.keep(name)
 
     async def end(self, grace: float) -> None:
         """TERM every proc, KILL what is left `grace` seconds later, and return when nothing is.
@@ -308,8 +299,8 @@ class Agent:
         proc_id, opts, *_ = pickle.loads(message.payload)  # noqa: S301  # from our own spawner
         try:
             spec = self._spec(message, proc_id, opts)
-            if message.grant is not None and message.grant.port in self._ports:
-                self._ports.pop(message.grant.port).close()
+            if message.grant is not None and message.grant.port is not None:
+                self._ports.give(message.grant.port)
             self._keeper.launch(supervisor, Started(token, 0, 0.0, message.note), spec)
         except ProtocolError as error:
             text = f"{opts.program}: arguments and environment are too long for exec (E2BIG): {error}"

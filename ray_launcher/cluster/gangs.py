@@ -60,11 +60,11 @@ class Gangs:
         self._causes: OrderedDict[str, int | None] = OrderedDict()
         for record in registry.gangs() if again else ():
             shape, first, seats = pickle.loads(record)  # noqa: S301  # our own
-            self._gangs[shape.uid] = _Gang(shape, first, seats)
+            self._gangs[shape.uid] = _Gang(shape, first, True, seats)
 
-    async def seat(self, proc: Proc, key: LaunchKey, member: Member, placement: Placement) -> Place | None:
+    async def seat(self, proc: Proc, key: LaunchKey, member: Member, placement: Placement, again: bool) -> Place | None:
         """The place of one rank, or None when it has ended before there was one. Raises `PlacingError`."""
-        gang = self.add(proc, key, member)
+        gang = self.add(proc, key, member, again)
         if gang.seating is None:
             gang.seating = asyncio.ensure_future(self._seats(gang, member.shape, placement))
         await asyncio.wait((gang.seating, proc.end), return_when=asyncio.FIRST_COMPLETED)
@@ -78,11 +78,11 @@ class Gangs:
         env = rank_env(member, seats.nodes[0].ip, seats.port)
         return Place(node, Grant(shared, env, member.shape.uid if member.rank == 0 else None), seats.lease)
 
-    def add(self, proc: Proc, key: LaunchKey, member: Member) -> _Gang:
-        """A rank has been asked for, or found to run."""
+    def add(self, proc: Proc, key: LaunchKey, member: Member, again: bool) -> _Gang:
+        """A rank has been asked for, or found to run. again: an earlier spawner had it."""
         gang = self._gangs.get(member.shape.uid)
         if gang is None:
-            gang = self._gangs[member.shape.uid] = _Gang(member.shape, (key[0], key[1] - member.rank))
+            gang = self._gangs[member.shape.uid] = _Gang(member.shape, (key[0], key[1] - member.rank), again)
         gang.living[member.rank] = proc
         proc.member = member
         proc.end.add_done_callback(lambda end: self._ended(gang, member.rank, proc, end))
@@ -148,11 +148,11 @@ class Gangs:
 
 
 class _Gang:
-    """first: the key of rank 0.  seats: what an earlier spawner has decided."""
+    """first: the key of rank 0.  restored: an earlier spawner had it, and has decided on these seats."""
 
-    def __init__(self, shape: Shape, first: LaunchKey, seats: Seats | None = None) -> None:
+    def __init__(self, shape: Shape, first: LaunchKey, restored: bool, seats: Seats | None = None) -> None:
         self.shape, self.first = shape, first
-        self.restored = seats is not None
+        self.restored = restored
         self.seating: asyncio.Future[Seats] | None = None
         if seats is not None:
             self.seating = asyncio.get_running_loop().create_future()

@@ -27,6 +27,8 @@ _NODE_ID = "ray.io/node-id"
 #: States of a placement group in which all its bundles have a node.
 _PLACED = "CREATED"
 _GONE = "REMOVED"
+#: States of its scheduling in which Ray has tried, and not found a place.
+_REFUSED = ("NO_RESOURCES", "INFEASIBLE", "FAILED_TO_COMMIT_RESOURCES")
 
 
 #: Runs a blocking call in a thread.
@@ -106,10 +108,11 @@ class Lease:
                 return tuple(nodes[index] for index in sorted(nodes))
             if facts.get("state", _GONE) == _GONE:
                 raise LeaseError("its placement group was removed by somebody else")
-            on_wait()
-            if loop.time() >= deadline:
-                raise LeaseTimeoutError
-            await asyncio.sleep(min(pause, deadline - loop.time()))
+            if facts["stats"]["scheduling_state"] in _REFUSED:
+                on_wait()
+                if loop.time() >= deadline:
+                    raise LeaseTimeoutError
+            await asyncio.sleep(min(pause, max(_LOOKS[0], deadline - loop.time())))
             pause = min(longest, 2 * pause)
 
     async def _accelerators(self, index: int, bundle: dict[str, float]) -> dict[str, list[str]]:

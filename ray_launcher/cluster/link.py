@@ -36,6 +36,7 @@ BURIED = 2.5
 GIVE_UP = 40.0
 #: Seconds for answers that are on their way when the agent has ended.
 LAST_ANSWERS = 5.0
+NEVER_STARTED = "ended on request before it was started"
 #: Seconds between two attempts to reach an agent that is out of reach.
 _RETRY = 0.2
 #: Ray's words for an actor that will not come (back).
@@ -110,9 +111,18 @@ class Link:
         self._send(message)
 
     def request(self, message: Request | Signal) -> None:
-        """Send, if its launch has not ended."""
-        if message.token in self.launches:
-            self._send(message)
+        """Send, if its launch has not ended; one that is asked to end and has not been sent yet never starts."""
+        if message.token not in self.launches:
+            return
+        if isinstance(message, Request):
+            unsent = [each for each in self._outbox if isinstance(each, Launch) and each.token == message.token]
+            if unsent:
+                self._outbox = [each for each in self._outbox if each.token != message.token]
+                self._arrived = self._sent - len(self._outbox) - len(self._underway)
+                self._heard(Exit(0, message.token, _failed(NEVER_STARTED)))
+                self._tell_arrivals()
+                return
+        self._send(message)
 
     def settle(self, sequence: int) -> None:
         """The report of this number need not be kept any longer; the agent is told with the next call."""

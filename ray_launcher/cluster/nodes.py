@@ -83,10 +83,13 @@ class Nodes:
     async def likely(self, placement: Placement, load: Callable[[str], float]) -> Node:
         """A node that suits `placement` but perhaps for its resources, or any. Raises as `wait_for`."""
         while True:
-            if self.pick(placement, load) is None:
+            node = self.pick(placement, load)
+            if node is None:
                 await asyncio.shield(self._refresh())
+                node = self.pick(placement, load)
+            if node is None:
                 self._check_named(placement)
-            node = self.pick(placement, load) or self.pick(Placement(), load)
+                node = self.pick(Placement(), load)
             if node is not None:
                 return node
 

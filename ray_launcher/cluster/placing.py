@@ -138,7 +138,4 @@ class Placer:
 
     async def _reasons(self, wishes: Iterable[Wish]) -> list[str]:
         nodes = await asyncio.get_running_loop().run_in_executor(None, capacities)
-        return [
-            why(zip(wish.bundles, wish.labels, strict=True), nodes, self._holders, wish.strategy == "STRICT_SPREAD")
-            for wish in wishes
-        ]
+        return [why(wish, nodes, self._holders) for wish in wishes]

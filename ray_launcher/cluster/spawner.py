@@ -16,7 +16,7 @@ import ray
 
 from ray_launcher.cluster.gangs import Gangs
 from ray_launcher.cluster.leases import Leases
-from ray_launcher.cluster.link import Link, Owner
+from ray_launcher.cluster.link import NEVER_STARTED, Link, Owner
 from ray_launcher.cluster.nodes import Node, Nodes, fitting
 from ray_launcher.cluster.placing import Placer, PlacingError
 from ray_launcher.cluster.registry import Registry
@@ -122,7 +122,7 @@ class ClusterSpawner(ProcSpawner):
             if member is None:
                 place = await self._placer.place(proc, placement)
             else:
-                place = await self._gangs.seat(proc, key, member, placement)
+                place = await self._gangs.seat(proc, key, member, placement, message.again)
         except PlacingError as error:
             proc.finish(_failed(str(error)))
             return
@@ -339,7 +339,7 @@ class ClusterSpawner(ProcSpawner):
         if note.lease is not None:
             self._leases.adopt(news.token if note.member is None else note.member.shape.uid, note.lease)
         if note.member is not None:
-            self._gangs.add(proc, note.key, note.member)
+            self._gangs.add(proc, note.key, note.member, again=True)
         self._restored.found()
         return proc
 
@@ -348,7 +348,7 @@ class ClusterSpawner(ProcSpawner):
         if proc.link is not None:
             proc.link.request(Request(proc.token, timeout))
         else:
-            proc.finish(_failed("ended on request before it was started"))
+            proc.finish(_failed(NEVER_STARTED))
 
 
 def _failed(reason: str) -> ExitReport:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import ray
 
+from ray_launcher.cluster.lease import Wish
 from ray_launcher.cluster.nodes import Node, labels_match, node_of
 
 #: Names of holders in one reason; the rest are counted.
@@ -34,33 +35,44 @@ def capacities() -> list[Capacity]:
     ]
 
 
-def why(
-    bundles: Iterable[tuple[Mapping[str, float], Mapping[str, str]]],
-    nodes: Iterable[Capacity],
-    holders: Callable[[str], list[str]],
-    spread: bool = False,
-) -> str:
-    """The reason for bundles, each (what it needs, its label selector); equal ones are named once.
+def why(wish: Wish, nodes: Iterable[Capacity], holders: Callable[[str], list[str]]) -> str:
+    """The reason in words. holders: names of the procs that hold resources on the node of this id.
 
-    holders: the procs that hold resources on the node of this id.  spread: each bundle wants a node of its own.
+    The bundles of a wish are alike.
     """
-    nodes = list(nodes)
-    counted: dict[str, int] = {}
-    total = 0
-    for needs, selector in bundles:
-        total += 1
-        text = _why(needs, [each for each in nodes if _matches(selector, each)], selector, holders)
-        counted[text] = counted.get(text, 0) + 1
-    texts = [text if total == 1 else f"{count} of {total} bundles: {text}" for text, count in counted.items()]
-    if total > 1:
-        texts.append("all of them are wanted at once" + (", on a node each" if spread else ""))
-    return "; ".join(texts)
+    needs, selector, count = wish.bundles[0], wish.labels[0], len(wish.bundles)
+    nodes = [each for each in nodes if _matches(selector, each)]
+    if count == 1:
+        return _why(needs, nodes, selector, holders)
+    room = sum(_room(needs, each.total, wish.strategy) for each in nodes)
+    free = sum(_room(needs, each.free, wish.strategy) for each in nodes)
+    alone = ", each on a node of its own" if wish.strategy == "STRICT_SPREAD" else ""
+    alone = ", all on one node" if wish.strategy == "STRICT_PACK" else alone
+    wanted = f"{_wanted(needs)} {count} times at once{alone}"
+    if wish.strategy == "STRICT_PACK":
+        room = max((_room(needs, each.total, "") for each in nodes), default=0)
+        free = max((_room(needs, each.free, "") for each in nodes), default=0)
+    if room == 0 or free == 0:
+        return f"{wanted}: {_why(needs, nodes, selector, holders)}"
+    if room < count:
+        return f"{wanted}; the cluster has room for no more than {room}"
+    return f"{wanted}; there is room for {free} now"
+
+
+def _room(needs: Mapping[str, float], has: Mapping[str, float], strategy: str) -> int:
+    """How many bundles go on a node."""
+    room = min(int((has.get(name, 0) + 1e-9) / quantity) for name, quantity in needs.items())
+    return min(room, 1) if strategy == "STRICT_SPREAD" else room
+
+
+def _wanted(needs: Mapping[str, float]) -> str:
+    return "needs " + ", ".join(f"{name} {_amount(name, quantity)}" for name, quantity in needs.items())
 
 
 def _why(
     needs: Mapping[str, float], nodes: list[Capacity], selector: Mapping[str, str], holders: Callable[[str], list[str]]
 ) -> str:
-    wanted = "needs " + ", ".join(f"{name} {_amount(name, quantity)}" for name, quantity in needs.items())
+    wanted = _wanted(needs)
     if not nodes:
         return f"{wanted} on a node with the labels {dict(selector)}; no node has them"
     large = [each for each in nodes if not _lacking(needs, each.total)]

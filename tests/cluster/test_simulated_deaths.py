@@ -11,7 +11,7 @@ import pytest
 from sim_chain import World
 from sim_loop import SimLoop
 
-from ray_launcher import Exited, Failed, ProcExitResult, Signaled
+from ray_launcher import Exited, ExitPort, Failed, ProcExitResult, Signaled
 
 #: Seconds, in the simulation, after which a port that is open is open for ever.
 _PATIENCE = 120.0
@@ -69,9 +69,21 @@ class Scenario:
         assert not any(self.world.kept().values()), f"seed {self.seed}: {self.world.kept()}"
 
     def _launch(self) -> None:
+        if self._chance.random() < 0.1:
+            gang_id = f"gang {len(self._ids)}"
+            lifetimes = [self._lifetime() for _ in range(self._chance.randint(1, 4))]
+            ranks = self.world.launch_gang(gang_id, lifetimes)
+            for rank, (lifetime, (number, port)) in enumerate(zip(lifetimes, ranks, strict=True)):
+                self._launched(f"{gang_id}/{rank}", lifetime, number, port)
+            return
         proc_id = f"proc {self._chance.choice([len(self._ids) + 10, self._chance.randrange(3)])}"
-        lifetime = self._chance.choice([0.0, 0.001, 0.1, 2 * self._chance.random(), None])
-        number, port = self.world.launch(proc_id, lifetime, self._chance.randrange(100))
+        lifetime = self._lifetime()
+        self._launched(proc_id, lifetime, *self.world.launch(proc_id, lifetime, self._chance.randrange(100)))
+
+    def _lifetime(self) -> float | None:
+        return self._chance.choice([0.0, 0.001, 0.1, 2 * self._chance.random(), None])
+
+    def _launched(self, proc_id: str, lifetime: float | None, number: int, port: ExitPort) -> None:
         self._ids[number] = proc_id
         if lifetime is None:
             self._endless.add(number)

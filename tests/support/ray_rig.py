@@ -42,7 +42,7 @@ class Nodes:
         self._cluster = Cluster(initialize_head=True, connect=False, head_node_args=head)
         self.address: str = self._cluster.address
         for zone in ("a", "b"):
-            self._cluster.add_node(num_cpus=2, labels={"zone": zone, "disk": f"ssd-{zone}"}, **self._quiet)
+            self._cluster.add_node(num_cpus=2, labels={"zone": zone, "disk": f"ssd-{zone}"}, **{**quiet, "num_gpus": 2})
         ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
         until(lambda: len(self.ids()) == 3, "three nodes", DEADLINE)
 
@@ -67,6 +67,22 @@ class Nodes:
     def shut_down(self) -> None:
         ray.shutdown()
         self._cluster.shutdown()  # type: ignore[no-untyped-call]
+
+
+#: What the cluster has to give away.
+ALL = {"CPU": 4.0, "GPU": 4.0}
+
+
+def free() -> dict[str, float]:
+    """What of it nobody holds."""
+    available = ray.available_resources()  # type: ignore[no-untyped-call]
+    return {name: available.get(name, 0.0) for name in ALL}
+
+
+def end_all(launcher: RayProcLauncher) -> None:
+    """Kill what runs, or waits; it may be gone a little later."""
+    for proc_id in launcher.active_procs:
+        launcher.kill(proc_id)
 
 
 def slowness() -> float:

@@ -30,6 +30,7 @@ from ray_launcher.node.protocol import pack, unpack
 from ray_launcher.node.reports import Reports, failed
 from ray_launcher.node.spec import Spec
 from ray_launcher.port import ExitPort
+from ray_launcher.ranks import Member, Shape
 from ray_launcher.spawner import _desk
 
 SIGNALED, EXITED = b"signaled", b"exited"
@@ -64,6 +65,7 @@ class World:
         self.agents: dict[str, Actor] = {}
         self.registry: dict[str, Node] = {}
         self.leases: dict[str, _Lease] = {}
+        self.gangs: dict[str, bytes] = {}
         self.generation = 0
         self.nodes = [Node(f"node-{letter}", "10.0.0.1", {}, 2.0) for letter in "ab"]
         self._load()
@@ -78,6 +80,17 @@ class World:
         opts = LaunchOptions(program="any", args=[repr(lifetime), str(code)], placement=placement)
         [(number, port)] = self.mail.launch([pickle.dumps((proc_id, opts))])
         return number, port
+
+    def launch_gang(self, gang_id: str, lifetimes: list[float | None]) -> list[tuple[int, ExitPort]]:
+        """Ranks that live that long; on two nodes if they are an even number. They hold something, or nothing."""
+        nnodes = 2 - len(lifetimes) % 2
+        shape = Shape(f"{gang_id} {self.chance.random()}", gang_id, nnodes, len(lifetimes) // nnodes)
+        placement = Placement(num_cpus=self.chance.choice([0, 1]))
+        payloads = []
+        for rank, lifetime in enumerate(lifetimes):
+            opts = LaunchOptions(program="any", args=[repr(lifetime), "0"], placement=placement)
+            payloads.append(pickle.dumps((f"{gang_id}/{rank}", opts, Member(shape, rank))))
+        return self.mail.launch(payloads)  # type: ignore[no-any-return]
 
     def request(self, proc_id: str, number: int, timeout: float | None) -> None:
         self.mail.send("request", (proc_id, (number,), timeout), about=(number,))
@@ -97,6 +110,7 @@ class World:
             "roster": sorted(self.spawner.instance._roster.living),
             "launches": [token for link in self.spawner.instance._links.values() for token in link.launches],
             "leases": list(self.leases),
+            "gangs": [*self.gangs, *self.spawner.instance._gangs._gangs],
             "running": [token for agent in agents for token in agent._keeper.running],
         }
 
@@ -139,6 +153,7 @@ class World:
             is_alive=lambda _: True,
             return_all=lambda _, spared: None if spared else self.leases.clear(),
             masks=lambda _: {},
+            Ports=lambda: types.SimpleNamespace(keep=lambda _: 7, give=lambda _: None),
             _ray_node=lambda: types.SimpleNamespace(get_logs_dir_path=lambda: "/nonexistent/logs"),
         )
         link = _copy(
@@ -225,7 +240,9 @@ class _Lease:
 
     async def fill(self, *_: object) -> None:
         await asyncio.sleep(self._world.chance.choice([0.0, 0.01, 1.0]))
-        self.nodes, self.accelerators = (self._world.chance.choice(self._world.nodes).node_id,), ({},)
+        count = len(self.wish.bundles)
+        self.nodes = tuple(self._world.chance.choice(self._world.nodes).node_id for _ in range(count))
+        self.accelerators = ({},) * count
 
     def give_back(self) -> None:
         self._world.leases.pop(self.name, None)
@@ -248,6 +265,15 @@ class _Registry:
         self._world.generation += 1
         return self._world.generation
 
+    def gangs(self) -> list[bytes]:
+        return list(self._world.gangs.values())
+
+    def save_gang(self, uid: str, record: bytes) -> None:
+        self._world.gangs[uid] = record
+
+    def drop_gang(self, uid: str) -> None:
+        self._world.gangs.pop(uid, None)
+
     def clear(self) -> None:
         self._world.registry.clear()
 
@@ -257,7 +283,7 @@ class Proc:
 
     def __init__(self, world: World, spec: Spec, exited: Callable[[Proc, bytes, int], None]) -> None:
         self.spec, self._exited = spec, exited
-        self.proc_id, key, _ = pickle.loads(spec.note)
+        self.proc_id, key, *_ = pickle.loads(spec.note)
         self._ends = world.starts.setdefault(key, [])
         world.twins += [self.proc_id for proc in world.procs if proc.proc_id == self.proc_id and proc.alive]
         world.procs.append(self)

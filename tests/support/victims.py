@@ -36,6 +36,13 @@ def agent_on(session: str, node_id: str) -> Any:
     return next(agent for agent in agents_of(session) if node_id[:16] in ray.get(agent.info.remote())["directory"])
 
 
+def restarted_spawner(launcher: RayProcLauncher) -> None:
+    """SIGKILL the spawner; return when the next one answers."""
+    before = ray.get(launcher._spawner.facts.remote())["pid"]
+    os.kill(before, signal.SIGKILL)
+    until(lambda: ray.get(launcher._spawner.facts.remote())["pid"] != before, "it is started again", DEADLINE)
+
+
 class Victims:
     """What `strike` kills of a session on one node. Pids are looked up beforehand: a dead layer cannot be asked."""
 
