@@ -13,7 +13,7 @@ import pytest
 import ray_launcher
 
 ROOT = Path(ray_launcher.__file__).parent
-WORDS = {"errors", "exits", "options", "checks", "frozen", "callables", "info"}
+WORDS = {"errors", "exits", "options", "checks", "frozen", "callables", "info", "limits"}
 CONTRACT = {"outcomes", "pace", "desk", "spawner", "port", "mail", "launcher"}
 TOP = {"session", "logs"}
 EDGES = {"cli", "testing", "__main__"}
