@@ -108,11 +108,11 @@ def count(where: str, value: object) -> int:
     return _not_negative(where, _whole(where, value))
 
 
-def within(where: str, value: object, lowest: int, highest: int) -> int:
-    """A whole number in a range, of any type with ``__index__``."""
+def within(where: str, value: object, lowest: int, highest: int, show: Callable[[int], str] = str) -> int:
+    """A whole number in a range, of any type with ``__index__``. ``show``: how to write its ends."""
     plain = _whole(where, value)
     if not lowest <= plain <= highest:
-        raise ValueError(f"{where} is out of range; write a number from {lowest} to {highest}")
+        raise ValueError(f"{where} is out of range; write a number from {show(lowest)} to {show(highest)}")
     return plain
 
 

@@ -94,7 +94,7 @@ def _size(limit: int) -> float:
 
 def umask(where: str, value: object) -> int:
     """0 to 0o777."""
-    return checks.within(where, value, 0, 0o777)
+    return checks.within(where, value, 0, 0o777, oct)
 
 
 def nice(where: str, value: object) -> int:

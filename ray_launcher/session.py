@@ -29,7 +29,7 @@ from ray_launcher.exits import ProcExitResult
 from ray_launcher.info import ProcInfo
 from ray_launcher.launcher import ActorProcLauncher, LaunchResult
 from ray_launcher.logs import LogChunk, LogStreams, lines_of
-from ray_launcher.options import LaunchOptions, Placement, check_proc_id, check_timeout
+from ray_launcher.options import LaunchOptions, Placement, ProcBind, check_proc_id, check_timeout
 from ray_launcher.port import ExitPort, gone_because
 from ray_launcher.spawner import start_spawner
 
@@ -187,8 +187,6 @@ class RayProcLauncher(ActorProcLauncher):
         asked = [name for name in _NOT_YET if getattr(opts.placement, name)]
         if asked:
             raise LaunchError(f"Placement.{asked[0]} is not supported yet: use node_id or label_selector")
-        if opts.proc_bind is not None:
-            raise LaunchError("LaunchOptions.proc_bind is not supported yet: launch through numactl or taskset")
         return opts
 
     def _await_ports(self) -> None:
@@ -232,11 +230,14 @@ def _exists(name: str) -> bool:
 
 def _plain(opts: LaunchOptions) -> LaunchOptions:
     """Of our own class: an agent may not have the module of a subclass."""
-    if type(opts) is LaunchOptions and type(opts.placement) is Placement:
+    binding = opts.proc_bind
+    if type(opts) is LaunchOptions and type(opts.placement) is Placement and type(binding) in (ProcBind, type(None)):
         return opts
-    placement = Placement(**{each.name: getattr(opts.placement, each.name) for each in fields(Placement)})
     values = {each.name: getattr(opts, each.name) for each in fields(LaunchOptions)}
-    return LaunchOptions(**{**values, "placement": placement})
+    values["placement"] = Placement(**{each.name: getattr(opts.placement, each.name) for each in fields(Placement)})
+    if binding is not None:
+        values["proc_bind"] = ProcBind(**{each.name: getattr(binding, each.name) for each in fields(ProcBind)})
+    return LaunchOptions(**values)
 
 
 def _got(ref: ObjectRef[Any]) -> Any:

@@ -24,6 +24,7 @@ from ray.exceptions import ActorUnavailableError, RayError
 from ray_launcher.cluster.environment import additions, base_environ, raylet_environ, removals
 from ray_launcher.cluster.follow import read_logs, tail_offset
 from ray_launcher.cluster.keeper import LOST, Keeper
+from ray_launcher.cluster.limits import limits_of
 from ray_launcher.cluster.registry import Registry
 from ray_launcher.cluster.wire import Exit, Inventory, Launch, News, Request, SessionInfo, Signal, Started, log_name
 from ray_launcher.node import client
@@ -296,6 +297,7 @@ class Agent:
             stderr=self._log(proc_id, token, "stderr") if opts.want_stdio else b"",
             tail_lines=opts.tail_lines,
             note=message.note,
+            limits=limits_of(opts),
         )
 
     def _log(self, proc_id: str, token: str, stream: str) -> bytes:
