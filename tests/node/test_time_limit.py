@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 
 import pytest
 from node_rig import Rig, running
 
+from ray_launcher.node.kinship import Proc
 from ray_launcher.node.limits import Limits
+from ray_launcher.node.procs import Procs
 from ray_launcher.node.spec import Spec
+from ray_launcher.node.timelimit import TimeLimit
+from ray_launcher.node.timers import Timers
 
 _STUBBORN = "trap '' TERM; echo $$; while :; do sleep 9999 & wait; done"
 #: Seconds within which a shell has surely set its traps.
@@ -109,6 +114,16 @@ def test_a_launch_that_is_sent_again_does_not_set_the_clock_again(rig: Rig) -> N
     rig.started(b"twice")
     rig.wire.send(b"launch", *spec.fields())
     assert rig.exit(b"twice").tail == [_REACHED]
+
+
+def test_once_the_leader_has_gone_nothing_is_left_to_happen() -> None:
+    """Its pid may be another's by then."""
+    timers = Timers()
+    procs = Procs(timers, 0.0, 0.0, lambda *_: None, lambda _: None)
+    limits = _limits(signum=signal.SIGKILL, lead=0.1)
+    proc = Proc(Spec(token=b"t", program=b"p", argv=[b"p"], limits=limits), os.getpid())
+    assert TimeLimit(limits, proc, procs, timers).over() == []
+    assert timers.wait() == -1
 
 
 def test_a_launch_that_fails_has_no_clock(rig: Rig) -> None:
