@@ -1,7 +1,7 @@
 """Checks at the door: each takes an argument as a user wrote it and gives back its plain, picklable value.
 
-Called by ``options`` only. ``where`` names the argument in messages, as in ``LaunchOptions.args[2]``. A wrong type
-raises TypeError, a wrong value ValueError, each with the way out.
+Called by ``options`` and ``limits`` only. ``where`` names the argument in messages, as in ``LaunchOptions.args[2]``. A
+wrong type raises TypeError, a wrong value ValueError, each with the way out.
 
 Values of arguments never appear in messages, because they may be secrets; names of variables and resources do.
 """
@@ -105,12 +105,15 @@ def flag(where: str, value: object) -> bool:
 
 def count(where: str, value: object) -> int:
     """A whole number, 0 or more, of any type with ``__index__``."""
-    if isinstance(value, bool):
-        raise TypeError(f"{where} must be an int, not bool; write a whole number")
-    try:
-        return _not_negative(where, operator.index(cast("int", value)))
-    except TypeError:
-        raise TypeError(f"{where} must be an int, not {_type(value)}; write a whole number") from None
+    return _not_negative(where, _whole(where, value))
+
+
+def within(where: str, value: object, lowest: int, highest: int, show: Callable[[int], str] = str) -> int:
+    """A whole number in a range, of any type with ``__index__``. ``show``: how to write its ends."""
+    plain = _whole(where, value)
+    if not lowest <= plain <= highest:
+        raise ValueError(f"{where} is out of range; write a number from {show(lowest)} to {show(highest)}")
+    return plain
 
 
 def number(where: str, value: object) -> int | float:
@@ -146,6 +149,15 @@ def number_list(where: str, value: object) -> str:
         if last and int(first) > int(last):
             raise ValueError(f"{where} has a descending range; write the smaller number first")
     return listed
+
+
+def _whole(where: str, value: object) -> int:
+    if isinstance(value, bool):
+        raise TypeError(f"{where} must be an int, not bool; write a whole number")
+    try:
+        return operator.index(cast("int", value))
+    except TypeError:
+        raise TypeError(f"{where} must be an int, not {_type(value)}; write a whole number") from None
 
 
 def _not_negative(where: str, value: _Number) -> _Number:

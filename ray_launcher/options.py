@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from ray_launcher import checks
+from ray_launcher import checks, limits
 from ray_launcher.callables import launch_fields
 from ray_launcher.frozen import EnvMapping, FrozenMapping
+from ray_launcher.limits import ProcBind, RlimitValue
 
 __all__ = ["LaunchOptions", "Placement", "ProcBind", "check_proc_id", "check_timeout"]
 
@@ -29,30 +30,6 @@ _OWN_FIELDS = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
 _SMALLEST_SHARE = 0.0001
 _PROC_ID_BYTES = 4096
 _HIDDEN = ("bootstrap_payload",)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProcBind:
-    """CPUs and memory nodes that a proc is bound to; None leaves one as it is.
-
-    Each is a list of numbers and ranges as numactl and taskset take it: ``"0-3,8"``.
-
-    Raises TypeError or ValueError, naming the argument.
-    """
-
-    cpunodebind: str | None = None
-    """NUMA nodes whose CPUs the proc may use."""
-    membind: str | None = None
-    """NUMA nodes whose memory the proc may use."""
-    physcpubind: str | None = None
-    """CPUs that the proc may use, by the numbers of ``/proc/cpuinfo``."""
-    cpus: str | None = None
-    """CPUs that the proc may use, as ``taskset --cpu-list`` takes them."""
-
-    def __post_init__(self) -> None:
-        for each in fields(self):
-            value = getattr(self, each.name)
-            _store(self, each.name, checks.optional(checks.number_list, f"ProcBind.{each.name}", value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +112,25 @@ class LaunchOptions:
     """Handed to the proc as BOOTSTRAP_LOG_CHANNEL."""
     proc_bind: ProcBind | None = None
     """CPUs and memory nodes to bind to; None: the node's."""
+    rlimits: Mapping[str, RlimitValue] = field(default_factory=dict)
+    """Limits by name, as in the resource module without RLIMIT_, in any case: ``{"nofile": 65536, "core": (0, None)}``.
+    One number is the soft and the hard limit; None or ``resource.RLIM_INFINITY``: unlimited. What the node does not
+    allow makes the launch `Failed`. Stored as a read-only mapping of (soft, hard), -1 for unlimited."""
+    umask: int | None = None
+    """0 to 0o777; None: the node's."""
+    nice: int | None = None
+    """-20 to 19, less than the node's (0) only with a privilege, else `Failed`. With the kernel's autogroups, nice
+    weighs processes of one proc only (sched(7))."""
+    time_limit: float | None = None
+    """Seconds from the proc's start to its SIGTERM; None, or infinity, which is stored as None: no limit. The node
+    keeps the time, whoever else is down. The result tells how the proc then ended, as ever, and says in a last line of
+    ``stderr_tail`` that the limit did it: ``[ray_launcher] time limit of 60 s reached: SIGTERM sent``. That line comes
+    on top of ``tail_lines``, also where there are none, and is in no log file."""
+    time_limit_grace: float = 10
+    """Seconds from that SIGTERM to SIGKILL; infinity: never."""
+    pre_kill_signal: tuple[int, float] | None = None
+    """(signal, seconds): sent so long before the time limit, which it needs, and not at other ends; as Slurm's and
+    Flux's ``--signal``. To the leader only: a wrapper must hand it on, or exec. ``stderr_tail`` says so as above."""
     placement: Placement = field(default_factory=Placement)
     """Where it runs and what it holds there."""
 
@@ -156,6 +152,12 @@ class LaunchOptions:
             bootstrap_payload: str | None = None,
             log_channel: str | None = None,
             proc_bind: ProcBind | None = None,
+            rlimits: Mapping[str, RlimitValue] = ...,
+            umask: int | None = None,
+            nice: int | None = None,
+            time_limit: float | None = None,
+            time_limit_grace: float = 10,
+            pre_kill_signal: tuple[int, float] | None = None,
             placement: Placement = ...,
         ) -> None: ...
 
@@ -180,6 +182,7 @@ class LaunchOptions:
             _store(self, name, checks.optional(checks.os_text, f"LaunchOptions.{name}", getattr(self, name)))
         _store(self, "tail_lines", checks.count("LaunchOptions.tail_lines", self.tail_lines))
         _check_parts(self.proc_bind, self.placement)
+        self._check_limits()
 
     def _check_command(self) -> None:
         _store(self, "program", _path("LaunchOptions.program", self.program))
@@ -192,6 +195,16 @@ class LaunchOptions:
             _check_env_name(name)
         _store(self, "env", EnvMapping(env))
         _store(self, "env_remove", checks.many(_glob, "LaunchOptions.env_remove", self.env_remove))
+
+    def _check_limits(self) -> None:
+        _store(self, "rlimits", limits.rlimits("LaunchOptions.rlimits", self.rlimits))
+        _store(self, "umask", checks.optional(limits.umask, "LaunchOptions.umask", self.umask))
+        _store(self, "nice", checks.optional(limits.nice, "LaunchOptions.nice", self.nice))
+        _store(self, "time_limit", limits.time_limit("LaunchOptions.time_limit", self.time_limit))
+        _store(self, "time_limit_grace", check_timeout("LaunchOptions.time_limit_grace", self.time_limit_grace))
+        if self.pre_kill_signal is not None:
+            where = "LaunchOptions.pre_kill_signal"
+            _store(self, "pre_kill_signal", limits.pre_kill_signal(where, self.pre_kill_signal, self.time_limit))
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{each.name}={self._shown(each.name)}" for each in fields(self))

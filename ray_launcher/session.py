@@ -31,7 +31,7 @@ from ray_launcher.gang import Gang
 from ray_launcher.info import ProcInfo
 from ray_launcher.launcher import ActorProcLauncher, LaunchResult
 from ray_launcher.logs import LogChunk, LogStreams, lines_of
-from ray_launcher.options import LaunchOptions, Placement, check_proc_id, check_timeout
+from ray_launcher.options import LaunchOptions, Placement, ProcBind, check_proc_id, check_timeout
 from ray_launcher.plan import plan_gang
 from ray_launcher.port import ExitPort, gone_because
 from ray_launcher.ranks import Strategy
@@ -221,10 +221,7 @@ class RayProcLauncher(ActorProcLauncher):
         super()._check_open()
 
     def _check_options(self, opts: LaunchOptions) -> LaunchOptions:
-        opts = _plain(super()._check_options(opts))
-        if opts.proc_bind is not None:
-            raise LaunchError("LaunchOptions.proc_bind is not supported yet: launch through numactl or taskset")
-        return opts
+        return _plain(super()._check_options(opts))
 
     def _await_ports(self) -> None:
         """Every answer is on its way; let them arrive before the spawner is killed."""
@@ -267,11 +264,14 @@ def _exists(name: str) -> bool:
 
 def _plain(opts: LaunchOptions) -> LaunchOptions:
     """Of our own class: an agent may not have the module of a subclass."""
-    if type(opts) is LaunchOptions and type(opts.placement) is Placement:
+    binding = opts.proc_bind
+    if type(opts) is LaunchOptions and type(opts.placement) is Placement and type(binding) in (ProcBind, type(None)):
         return opts
-    placement = Placement(**{each.name: getattr(opts.placement, each.name) for each in fields(Placement)})
     values = {each.name: getattr(opts, each.name) for each in fields(LaunchOptions)}
-    return LaunchOptions(**{**values, "placement": placement})
+    values["placement"] = Placement(**{each.name: getattr(opts.placement, each.name) for each in fields(Placement)})
+    if binding is not None:
+        values["proc_bind"] = ProcBind(**{each.name: getattr(binding, each.name) for each in fields(ProcBind)})
+    return LaunchOptions(**values)
 
 
 def _got(ref: ObjectRef[Any]) -> Any:

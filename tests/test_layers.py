@@ -13,9 +13,9 @@ import pytest
 import ray_launcher
 
 ROOT = Path(ray_launcher.__file__).parent
-WORDS = {"errors", "exits", "options", "checks", "frozen", "callables", "info"}
+WORDS = {"errors", "exits", "options", "checks", "frozen", "callables", "info", "limits", "ranks"}
 CONTRACT = {"outcomes", "pace", "desk", "spawner", "port", "mail", "launcher"}
-TOP = {"session", "logs"}
+TOP = {"session", "logs", "gang", "plan"}
 EDGES = {"cli", "testing", "__main__"}
 #: Each layer may import those before it, and itself.
 LAYERS = [WORDS, {"node"}, CONTRACT, {"cluster"}, TOP]

@@ -9,6 +9,8 @@ import inspect
 import math
 import os
 import pickle
+import resource
+import signal
 from collections import UserDict, deque
 from collections.abc import Mapping
 from decimal import Decimal
@@ -76,6 +78,12 @@ def full_options() -> LaunchOptions:
         bootstrap_payload=SECRET,
         log_channel="tcp:1",
         proc_bind=ProcBind(cpus="0-3,8", membind="0"),
+        rlimits={"nofile": 100, "core": (0, None)},
+        umask=0o77,
+        nice=5,
+        time_limit=60,
+        time_limit_grace=1,
+        pre_kill_signal=(10, 5),
         placement=Placement(num_cpus=1, num_gpus=0.5, resources={"x": 2}, label_selector={"zone": "!a"}, timeout=3),
     )
 
@@ -107,6 +115,12 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "bootstrap_payload": None,
         "log_channel": None,
         "proc_bind": None,
+        "rlimits": {},
+        "umask": None,
+        "nice": None,
+        "time_limit": None,
+        "time_limit_grace": 10,
+        "pre_kill_signal": None,
         "placement": Placement(),
     }
     assert dataclasses.asdict(Placement()) == {
@@ -427,6 +441,95 @@ def test_any_other_binding_is_refused(name: str, value: str) -> None:
 def test_a_binding_must_be_a_str(value: Any) -> None:
     with pytest.raises(TypeError, match=r"^ProcBind.cpus must be str"):
         ProcBind(cpus=value)
+
+
+# --- limits
+
+
+@pytest.mark.parametrize(
+    "value,stored",
+    [
+        (65536, (65536, 65536)),
+        (0, (0, 0)),
+        (None, (-1, -1)),
+        (resource.RLIM_INFINITY, (-1, -1)),
+        ((1, 2), (1, 2)),
+        ([1, None], (1, -1)),
+        ((np.int64(3), Index()), (3, 3)),
+    ],
+)
+def test_an_rlimit_is_stored_as_soft_and_hard(value: Any, stored: tuple[int, int]) -> None:
+    assert options(rlimits={"NoFile": value}).rlimits == {"nofile": stored}
+
+
+def test_every_rlimit_of_the_resource_module_is_known() -> None:
+    names = [name for name in dir(resource) if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"]  # an alias
+    assert len(options(rlimits={name.removeprefix("RLIMIT_"): 1 for name in names}).rlimits) == len(names)
+
+
+@pytest.mark.parametrize("value", [True, 1.0, "5", "unlimited", (1, True), (1, "2")], ids=str)
+def test_an_rlimit_is_no_other_type(value: object) -> None:
+    refused(TypeError, "LaunchOptions.rlimits['core']", rlimits={"core": value})
+
+
+@pytest.mark.parametrize("value", [-2, 2**63, (2, 1), (None, 1), (), (1, 2, 3)], ids=str)
+def test_an_rlimit_is_no_other_value(value: object) -> None:
+    refused(ValueError, "LaunchOptions.rlimits['core']", rlimits={"core": value})
+
+
+def test_an_unknown_rlimit_is_refused_with_those_that_there_are() -> None:
+    assert "nofile" in refused(
+        ValueError, "LaunchOptions.rlimits['RLIMIT_NOFILE'] is no limit", rlimits={"RLIMIT_NOFILE": 1}
+    )
+    refused(ValueError, "LaunchOptions.rlimits['CORE'] is there twice", rlimits={"core": 0, "CORE": 0})
+    refused(TypeError, "LaunchOptions.rlimits must be a mapping", rlimits=[("core", 0)])
+
+
+@pytest.mark.parametrize("name,lowest,highest", [("umask", 0, 0o777), ("nice", -20, 19)])
+def test_umask_and_nice_are_whole_numbers_within_their_ranges(name: str, lowest: int, highest: int) -> None:
+    for value in (lowest, highest):
+        assert getattr(options(**{name: value}), name) == value
+    for value in (lowest - 1, highest + 1):
+        refused(ValueError, f"LaunchOptions.{name} is out of range; write a number from ", **{name: value})
+    for wrong in (True, 1.0, "7"):
+        refused(TypeError, f"LaunchOptions.{name} must be an int", **{name: wrong})
+
+
+def test_an_infinite_time_limit_is_none() -> None:
+    assert options(time_limit=math.inf).time_limit is None
+    assert type(options(time_limit=5).time_limit) is float
+
+
+@pytest.mark.parametrize("name,value", [("time_limit", 0), ("time_limit", -1), ("time_limit_grace", -1)])
+def test_a_time_limit_is_more_than_zero_and_its_grace_not_less(name: str, value: float) -> None:
+    refused(ValueError, f"LaunchOptions.{name} must ", **{name: value})
+
+
+@pytest.mark.parametrize("name", ["time_limit", "time_limit_grace"])
+@pytest.mark.parametrize("value", ["60", True], ids=kind_of)
+def test_a_time_limit_and_its_grace_are_numbers(name: str, value: object) -> None:
+    refused(TypeError, f"LaunchOptions.{name} must be a number", **{name: value})
+
+
+def test_a_pre_kill_signal_is_a_signal_and_a_time_before_the_limit() -> None:
+    made = options(time_limit=60, pre_kill_signal=[signal.SIGUSR1, 30]).pre_kill_signal
+    assert made == (10, 30.0)
+    assert made is not None
+    assert [type(part) for part in made] == [int, float]
+
+
+@pytest.mark.parametrize("value", [10, "USR1@30", (10,), ("USR1", 30), (10, "30"), (True, 30), {10: 1, 2: 3}], ids=str)
+def test_a_pre_kill_signal_is_no_other_type(value: object) -> None:
+    refused(TypeError, "LaunchOptions.pre_kill_signal", time_limit=60, pre_kill_signal=value)
+
+
+@pytest.mark.parametrize("value", [(0, 1), (65, 1), (32, 1), (10, 0), (10, 60), (10, 61), (10, math.nan)], ids=str)
+def test_a_pre_kill_signal_that_cannot_be_is_refused(value: object) -> None:
+    refused(ValueError, "LaunchOptions.pre_kill_signal[", time_limit=60, pre_kill_signal=value)
+
+
+def test_a_pre_kill_signal_needs_a_time_limit() -> None:
+    assert "set LaunchOptions.time_limit" in refused(ValueError, "LaunchOptions.pre_kill", pre_kill_signal=(10, 1))
 
 
 # --- Placement

@@ -17,7 +17,7 @@ PROMISED = {
     *("LaunchOptions", "Placement", "ProcBind", "StdioHandling"),
     *("ExitReport", "Exited", "Signaled", "Failed", "ProcExitKind", "ProcExitResult", "decode_exit"),
     *("ProcLauncher", "ActorProcLauncher", "RayProcLauncher", "LaunchResult", "ExitPort"),
-    *("ProcSpawner", "start_spawner", "ProcInfo"),
+    *("ProcSpawner", "start_spawner", "ProcInfo", "Gang", "GangResult"),
     *("ProcLauncherError", "LaunchError", "TerminateError", "KillError", "DecodeError", "UnknownProcError"),
 }
 README = Path(__file__).parent.parent / "README.md"

@@ -16,6 +16,8 @@ BY_SIGNAL = 128
 
 #: Lines of stderr that a summary repeats.
 TAIL_LINES = 20
+#: What the last lines of a stderr tail begin with that are not the program's, but of its time limit.
+_OWN = "[ray_launcher] "
 #: Ranks that a summary names.
 _RANKS_NAMED = 8
 #: Seconds for a report that has arrived already to be fetched.
@@ -43,14 +45,34 @@ def _exec_code(port: ExitPort) -> int:
     return LAUNCHER_ERROR
 
 
+def limit_words(result: ProcExitResult) -> str:
+    """What a time limit had to do with this end, as ``; time limit of 60 s reached: SIGTERM sent``; else ""."""
+    found: list[str] = []
+    for line in reversed(result.stderr_tail or []):
+        if not line.startswith(_OWN):
+            break
+        found.insert(0, "; " + line.removeprefix(_OWN))
+    return "".join(found)
+
+
 def summary_of_one(result: ProcExitResult) -> str | None:
     """None for what the program has said itself: its stderr has been shown, and its exit code is ours."""
+    words = limit_words(result)
     match result.kind:
         case Failed(reason):
-            return reason or str(result)
+            return (reason or str(result)) + words
         case Signaled():
-            return f"the program was {result}"
-    return None
+            return f"the program was {result}{words}"
+    return f"the program {result}{words}" if words else None
+
+
+def summary_of_limits(limited: Sequence[tuple[int, ProcExitResult]], nprocs: int) -> str | None:
+    """The same where nothing failed, for (rank, result) of those whose time limit has had its say."""
+    if not limited or nprocs == 1:
+        return summary_of_one(limited[0][1]) if limited else None
+    rank, first = limited[0]
+    others = f"; so of {len(limited)} of {nprocs} ranks in all" if len(limited) > 1 else ""
+    return f"rank {rank} of {nprocs}: {first}{limit_words(first)}{others}"
 
 
 def summary_of_many(failures: Sequence[tuple[int, ProcExitResult]], nprocs: int) -> str:

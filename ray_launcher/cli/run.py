@@ -6,10 +6,12 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
 from ray_launcher import LaunchOptions
+from ray_launcher.cli.limits import limit_fields, limit_options
 from ray_launcher.cli.outcome import TAIL_LINES
 from ray_launcher.cli.running import Run
 
@@ -33,6 +35,8 @@ Each proc finds its rank, 0 to N-1, in RAY_LAUNCHER_RANK, and N in RAY_LAUNCHER_
 on.
 
 Ctrl-C, SIGTERM or SIGHUP terminates the procs; a second Ctrl-C kills them; a third stops waiting for anything.
+
+A proc that reaches its time limit is told at the end, with how it ended, which its exit code tells too.
 
 Exit code: PROGRAM's own, or 128+N when signal N killed it; 127 when it was not found, 126 when it could not be
 executed, 125 for any other failure to run it. With several procs it is that of the first to fail. 141 when the reader
@@ -119,6 +123,7 @@ def _text(value: str) -> str:
     metavar="SECONDS",
     help="Time between SIGTERM and SIGKILL when procs are terminated.  [default: 10]",
 )
+@limit_options
 @click.option(
     "--address", type=_text, metavar="ADDRESS", help="Cluster to use: HOST:PORT, auto, or local to start Ray."
 )
@@ -128,6 +133,7 @@ def _text(value: str) -> str:
 @click.pass_context
 def run(  # noqa: PLR0913  # one argument per option
     ctx: click.Context,
+    /,
     *,
     nprocs: int,
     env: Sequence[tuple[str, str]],
@@ -138,6 +144,7 @@ def run(  # noqa: PLR0913  # one argument per option
     name: str,
     program: str,
     args: Sequence[str],
+    **limits: Any,
 ) -> int:
     """See `_HELP`."""
     where = _directory(cwd)
@@ -151,6 +158,7 @@ def run(  # noqa: PLR0913  # one argument per option
             env_remove=env_remove,
             cwd=where,
             tail_lines=TAIL_LINES,
+            **limit_fields(limits, grace),
         )
 
     try:

@@ -46,6 +46,7 @@ class Run:
         self._ports: list[ExitPort] = []
         self._running = set(range(len(launches)))  # ranks
         self._failures: list[tuple[int, ProcExitResult]] = []  # as they arrived
+        self._limited: list[tuple[int, ProcExitResult]] = []  # those that ended well, but at their time limit
         self._asked: int | None = None  # the signal on which we end the procs
         self._unasked = 0  # failures before that
         self._killing = False
@@ -121,6 +122,8 @@ class Run:
 
     def _ended(self, rank: int, result: ProcExitResult) -> None:
         self._running.discard(rank)
+        if result.ok and outcome.limit_words(result):
+            self._limited.append((rank, result))
         if not result.ok:
             self._failures.append((rank, result))
             if len(self._failures) == 1 and self._running:
@@ -210,6 +213,9 @@ class Run:
         if self._verdict is not None:
             return self._verdict
         if not self._failures:
+            text = outcome.summary_of_limits(self._limited, len(self._ids))
+            if text is not None:
+                self._screen.say(text)
             return 0
         rank, first = self._failures[0]
         if self._asked is None or self._unasked:

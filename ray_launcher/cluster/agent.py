@@ -26,6 +26,7 @@ from ray_launcher.cluster.environment import additions, base_environ, raylet_env
 from ray_launcher.cluster.follow import read_logs, tail_offset
 from ray_launcher.cluster.keeper import LOST, Keeper
 from ray_launcher.cluster.lease import return_all
+from ray_launcher.cluster.limits import limits_of
 from ray_launcher.cluster.nodes import is_alive
 from ray_launcher.cluster.ports import Ports
 from ray_launcher.cluster.registry import Registry
@@ -323,6 +324,7 @@ class Agent:
             stderr=self._log(proc_id, token, "stderr") if opts.want_stdio else b"",
             tail_lines=opts.tail_lines,
             note=message.note,
+            limits=limits_of(opts),
         )
 
     def _log(self, proc_id: str, token: str, stream: str) -> bytes:

@@ -15,13 +15,15 @@ NOT_EXECUTABLE, NOT_FOUND = 126, 127
 
 def explain(error: SetupError, spec: Spec, env: dict[bytes, bytes]) -> tuple[str, int | None]:
     """Return (reason, exit code): 127 not found, 126 not executable, None where no program was tried."""
+    if error.step == "limit":
+        return error.reason, None
     if error.step == "cwd":
         return _cwd(error), None
     if error.step == "open":
         return _opening(error), None
     if error.step == "room":
         return _writing(error), None
-    if error.code in (errno.EAGAIN, errno.ENOMEM):
+    if error.code in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
         return _forking(error, spec), None
     return _exec(error, spec, env)
 

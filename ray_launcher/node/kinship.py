@@ -17,6 +17,7 @@ from ray_launcher.node.spec import Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ray_launcher.node.timelimit import TimeLimit
     from ray_launcher.node.timers import Timer
 
 
@@ -36,6 +37,7 @@ class Proc:
         "stderr_begin",
         "tail_lines",
         "termed",
+        "time_limit",
         "timer",
         "token",
         "unseen_since",
@@ -54,6 +56,7 @@ class Proc:
         self.kill_at = float("inf")  # when TERM turns into KILL
         self.kill_until = float("inf")  # when repeating KILL is given up
         self.timer: Timer | None = None  # the only one: escalation, then repetition
+        self.time_limit: TimeLimit | None = None
         self.signals: dict[bytes, int] = {}  # by who sent them: the last message that asked for one
         self.unseen_since = 0.0  # the first of the last looks in a row that were unclear and did not show it
 

@@ -39,7 +39,7 @@ class Spawner:
     def start(self, path: bytes, argv: list[bytes], env: dict[bytes, bytes], stdio: Iterable[int]) -> int:
         """Exec `path` with these as its descriptors 0, 1 and 2; returns its pid. Raises OSError and ValueError."""
         pid = ctypes.c_int()
-        arguments, environ = _strings(argv), _strings([name + b"=" + value for name, value in env.items()])
+        arguments, environ = strings(argv), strings([name + b"=" + value for name, value in env.items()])
         if b"\0" in path:
             raise ValueError("embedded null byte")
         _check(self._init_actions(self._actions))
@@ -52,7 +52,8 @@ class Spawner:
         return pid.value
 
 
-def _strings(items: list[bytes]) -> ctypes.Array[ctypes.c_char_p]:
+def strings(items: list[bytes]) -> ctypes.Array[ctypes.c_char_p]:
+    """A null-terminated array of C strings. Raises ValueError for a NUL in one."""
     if b"\0" in b"".join(items):  # it would end the string early
         raise ValueError("embedded null byte")
     return (ctypes.c_char_p * (len(items) + 1))(*items)

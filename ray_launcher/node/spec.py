@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from ray_launcher.node.limits import Limits
 from ray_launcher.node.protocol import ProtocolError
 
 _TOKEN_BYTES = 1024
 #: Fields before those that are counted.
-_FIXED = 7
+_FIXED = 8
 
 
 class Spec:
@@ -17,7 +18,7 @@ class Spec:
     environ: `NAME=VALUE` items that are added to the base environment; unset: names first taken out of it;
     inherit: False starts from nothing instead of the base.
     stdout, stderr: files to create and append to; b"" discards.  tail_lines: how much of stderr to report.
-    note: the agent's own, told to the agent that comes after it.
+    note: the agent's own, told to the agent that comes after it.  limits: what it is bound and held to.
     """
 
     __slots__ = (
@@ -25,6 +26,7 @@ class Spec:
         "cwd",
         "environ",
         "inherit",
+        "limits",
         "note",
         "program",
         "stderr",
@@ -48,10 +50,12 @@ class Spec:
         stderr: bytes = b"",
         tail_lines: int = 100,
         note: bytes = b"",
+        limits: Limits | None = None,
     ) -> None:
         self.token, self.program, self.argv, self.cwd = token, program, argv, cwd
         self.environ, self.unset, self.inherit = environ or [], unset or [], inherit
         self.stdout, self.stderr, self.tail_lines, self.note = stdout, stderr, tail_lines, note
+        self.limits = limits
 
     def fields(self) -> list[bytes]:
         """The fields of this launch's frame, behind the verb."""
@@ -62,14 +66,15 @@ class Spec:
             self.inherit,
             self.tail_lines,
         )
-        fixed = [self.token, self.note, self.program, self.cwd, self.stdout, self.stderr, counts]
+        limits = b"" if self.limits is None else self.limits.field()
+        fixed = [self.token, self.note, self.program, self.cwd, self.stdout, self.stderr, limits, counts]
         return [*fixed, *self.argv, *self.environ, *self.unset]
 
     @classmethod
     def from_fields(cls, fields: list[bytes]) -> Spec:
         """Read what `fields` wrote. Raises `ProtocolError` for anything else."""
         try:
-            token, note, program, cwd, stdout, stderr, counts = fields[:_FIXED]
+            token, note, program, cwd, stdout, stderr, limits, counts = fields[:_FIXED]
             n_argv, n_environ, n_unset, inherit, tail_lines = map(int, counts.split())
         except ValueError as error:
             raise ProtocolError("a launch that lacks fields") from error
@@ -92,6 +97,7 @@ class Spec:
             stderr=stderr,
             tail_lines=tail_lines,
             note=note,
+            limits=Limits.parse(limits) if limits else None,
         )
 
     def environment(self, base: dict[bytes, bytes]) -> dict[bytes, bytes]:

@@ -33,6 +33,7 @@ from ray_launcher.node.protocol import ProtocolError, pack
 from ray_launcher.node.reports import Reports, ended, failed
 from ray_launcher.node.spec import Spec
 from ray_launcher.node.tail import read_tail
+from ray_launcher.node.timelimit import TimeLimit
 from ray_launcher.node.timers import Timer, Timers
 
 #: Seconds within which the agent learns that a proc has started.
@@ -135,7 +136,7 @@ class Supervisor:
             if not proc.given_up:  # else its port has been told already
                 stderr = proc.outputs[1]
                 tail = read_tail(stderr, proc.tail_lines, proc.stderr_begin) if stderr else []
-                self._report(proc.token, proc.note, ended(status), tail)
+                self._report(proc.token, proc.note, ended(status), tail + _own_words(proc))
 
     # -- commands -------------------------------------------------------------------------------------------------
 
@@ -226,6 +227,8 @@ class Supervisor:
             self._done_with(spec.stdout, spec.stderr)
         else:
             self._procs.add(proc)
+            if spec.limits is not None:
+                proc.time_limit = TimeLimit(spec.limits, proc, self._procs, self._timers)
             self._announce(proc)
 
     def _announce(self, proc: Proc) -> None:
@@ -256,7 +259,7 @@ class Supervisor:
         if proc.exited:
             self._tell(b"note", f"left over from proc with leader {proc.pid}: {text}".encode())
         else:
-            self._report(proc.token, proc.note, failed(text), [])
+            self._report(proc.token, proc.note, failed(text), _own_words(proc))
 
     def _gone(self, proc: Proc) -> None:
         self._done_with(*proc.outputs)
@@ -296,6 +299,11 @@ class Supervisor:
             self._agent.sock.sendall(self._agent.outbox)
         except OSError:
             pass
+
+
+def _own_words(proc: Proc) -> list[str]:
+    """What our time limit had to do with its end, which this is."""
+    return [] if proc.time_limit is None else proc.time_limit.over()
 
 
 def _facts(proc: Proc) -> tuple[bytes, bytes, bytes]:

@@ -44,6 +44,37 @@ def test_one_program_that_was_killed_or_never_ran_gets_one_line() -> None:
     assert outcome.summary_of_one(ProcExitResult(Failed(""), [])) == "failed: no reason given"
 
 
+_LIMIT = "[ray_launcher] time limit of 60 s reached: SIGTERM sent"
+
+
+@pytest.mark.parametrize(
+    "kind, said",
+    [
+        (Exited(0), "the program exited with code 0"),
+        (Exited(3), "the program exited with code 3"),
+        (Signaled(signal.SIGTERM), "the program was killed by SIGTERM"),
+        (Failed("still alive"), "still alive"),
+    ],
+)
+def test_an_end_by_a_time_limit_is_told_with_it(kind: ProcExitKind, said: str) -> None:
+    tail = ["its own", "[ray_launcher] SIGUSR1 sent 5 s before the time limit of 60 s", _LIMIT]
+    words = "; SIGUSR1 sent 5 s before the time limit of 60 s; time limit of 60 s reached: SIGTERM sent"
+    assert outcome.summary_of_one(ProcExitResult(kind, tail)) == said + words
+
+
+def test_of_several_that_ended_well_at_their_limit_the_first_is_told_and_the_others_are_counted() -> None:
+    result = ProcExitResult(Exited(0), [_LIMIT])
+    said = "rank 3 of 4: exited with code 0; time limit of 60 s reached: SIGTERM sent"
+    assert outcome.summary_of_limits([], 4) is None
+    assert outcome.summary_of_limits([(3, result)], 4) == said
+    assert outcome.summary_of_limits([(3, result), (1, result)], 4) == said + "; so of 2 of 4 ranks in all"
+    assert outcome.summary_of_limits([(0, result)], 1) == outcome.summary_of_one(result)
+
+
+def test_a_line_of_the_programs_own_above_others_is_no_limit() -> None:
+    assert outcome.summary_of_one(ProcExitResult(Exited(3), [_LIMIT, "said later"])) is None
+
+
 def test_of_several_the_first_failure_is_told_with_its_last_words_and_the_others_are_named() -> None:
     tail = [f"line {number}" for number in range(30)]
     failures = [(7, ProcExitResult(Exited(3), tail)), (2, ProcExitResult(Exited(1), ["not shown"]))]

@@ -64,6 +64,35 @@ def test_output_is_shown_while_the_program_runs_and_a_large_one_is_complete(
     assert run.err == b""
 
 
+def test_a_time_limit_ends_the_program_and_is_told_with_how_it_ended(env: dict[str, str]) -> None:
+    with running(
+        "--time-limit", "1.5", "--signal", "USR1@0.5", *shell("trap '' USR1; exec sleep 9999"), env=env
+    ) as run:
+        assert run.ended() == 128 + signal.SIGTERM
+    ahead = "SIGUSR1 sent 0.5 s before the time limit of 1.5 s"
+    (said,) = run.says
+    assert f"the program was killed by SIGTERM; {ahead}; time limit of 1.5 s reached: SIGTERM sent" in said
+
+
+def test_a_program_that_ends_well_at_its_time_limit_is_told_too(env: dict[str, str]) -> None:
+    script = "trap 'exit 0' TERM; while :; do sleep 9999 & wait; done"
+    with running("--time-limit", "1.5", "-n", "2", *shell(script), env=env) as run:
+        assert run.ended() == 0
+    (said,) = run.says
+    assert "of 2: exited with code 0; time limit of 1.5 s reached: SIGTERM sent; so of 2 of 2 ranks in all" in said
+
+
+def test_limits_reach_the_program_and_one_that_cannot_be_had_is_named(env: dict[str, str]) -> None:
+    limits = ("--bind", "cpus=0", "--rlimit", "nofile=100:200", "--umask", "027", "--nice", "5")
+    script = "grep Cpus_allowed_list /proc/self/status; ulimit -n; ulimit -Hn; umask; nice"
+    with running(*limits, *shell(script), env=env) as run:
+        assert run.ended() == 0
+    assert run.out == b"Cpus_allowed_list:\t0\n100\n200\n0027\n5\n"
+    with running("--bind", "cpus=4095", *shell("exit"), env=env) as run:
+        assert run.ended() == 125
+    assert "ProcBind.cpus='4095': no CPU 4095 here" in run.err.decode()
+
+
 def test_of_several_procs_lines_bear_their_rank_and_the_first_to_fail_is_told(
     env: dict[str, str], tmp_path: Path
 ) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 import ray_launcher
-from ray_launcher import LaunchOptions
+from ray_launcher import LaunchOptions, ProcBind
 from ray_launcher.cli import run
 from ray_launcher.cli.main import main
 
@@ -58,6 +59,25 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Call:
         (["--grace", "soon", "ls"], "'--grace'", "0 or more"),
         (["--name", "a/b", "ls"], "'--name'", "letters, digits"),
         (["--address", "", "ls"], "'--address'", "empty"),
+        (["--time-limit", "0", "ls"], "'--time-limit'", "1.5h"),
+        (["--time-limit", "1d", "ls"], "'--time-limit'", "1.5h"),
+        (["--time-limit", "9" * 400, "ls"], "'--time-limit'", "1.5h"),
+        (["--signal", "USR1", "--time-limit", "9", "ls"], "'--signal'", "USR1@60"),
+        (["--signal", "NOPE@1", "--time-limit", "9", "ls"], "'--signal'", "SIGUSR1"),
+        (["--signal", "99@1", "--time-limit", "9", "ls"], "pre_kill_signal[0]", "from 1 to 64"),
+        (["--signal", "USR1@9", "--time-limit", "9", "ls"], "pre_kill_signal[1]", "less than the time limit"),
+        (["--signal", "USR1@9", "ls"], "'--signal'", "give --time-limit too"),
+        (["--bind", "0-3", "ls"], "'--bind'", "cpus=LIST"),
+        (["--bind", "cpu=0-3", "ls"], "'--bind'", "cpus=LIST"),
+        (["--bind", "cpus=all", "ls"], "ProcBind.cpus", "0-3,8"),
+        (["--bind", "cpus=0", "--bind", "cpus=1", "ls"], "'--bind'", "give it once"),
+        (["--rlimit", "nofile", "ls"], "'--rlimit'", "NAME=SOFT:HARD"),
+        (["--rlimit", "nofile=-1", "ls"], "'--rlimit'", "unlimited"),
+        (["--rlimit", "files=1", "ls"], "rlimits['files']", "nofile"),
+        (["--rlimit", "nofile=2:1", "ls"], "rlimits['nofile']", "soft <= hard"),
+        (["--umask", "8", "ls"], "'--umask'", "octal"),
+        (["--umask", "7777", "ls"], "LaunchOptions.umask", "to 0o777"),
+        (["--nice", "20", "ls"], "LaunchOptions.nice", "-20 to 19"),
         (["--colour", "ls"], "--colour", "then `--`, then PROGRAM"),
         (["-n", "4"], "PROGRAM", "then `--`, then PROGRAM"),
         (["--", ""], "PROGRAM", "empty"),
@@ -113,6 +133,33 @@ def test_the_remaining_options_arrive(call: Call) -> None:
     assert (Started.grace, Started.address) == (10, None)
 
 
+def test_limits_arrive(call: Call) -> None:
+    bindings = ("--bind", "cpus=0-3,8", "--bind", "membind=0")
+    rlimits = ("--rlimit", "nofile=65536", "--rlimit", "CORE=0:unlimited")
+    rest = ("--umask", "027", "--nice", "-5", "--time-limit", "1.5h", "--signal", "sigusr1@2m", "--grace", "3")
+    assert call("run", *bindings, *rlimits, *rest, "ls") == 42
+    options = Started.launches["run/0"]
+    assert options.proc_bind == ProcBind(cpus="0-3,8", membind="0")
+    assert options.rlimits == {"nofile": (65536, 65536), "core": (0, -1)}
+    assert (options.umask, options.nice) == (0o27, -5)
+    assert (options.time_limit, options.time_limit_grace) == (5400, 3)
+    assert options.pre_kill_signal == (signal.SIGUSR1, 120)
+
+
+@pytest.mark.parametrize("given, seconds", [("90", 90), ("90s", 90), ("0.5", 0.5), (".5m", 30), ("2h", 7200)])
+def test_a_time_has_a_unit_or_is_in_seconds(call: Call, given: str, seconds: float) -> None:
+    call("run", "--time-limit", given, "ls")
+    assert Started.launches["run/0"].time_limit == seconds
+
+
+def test_without_limits_there_are_none(call: Call) -> None:
+    call("run", "ls")
+    options = Started.launches["run/0"]
+    plain = LaunchOptions(program="ls")
+    for name in ("proc_bind", "rlimits", "umask", "nice", "time_limit", "pre_kill_signal"):
+        assert getattr(options, name) == getattr(plain, name)
+
+
 def test_arguments_that_are_not_utf8_arrive_as_they_are(call: Call) -> None:
     call("run", "cat", "\udcff")
     assert Started.launches["run/0"].args == ("\udcff",)
@@ -128,7 +175,8 @@ def test_help_shows_an_example_and_every_option(call: Call, capsys: pytest.Captu
     assert call("run", option) == 0
     text = capsys.readouterr().out
     assert "ray-launcher run -n 4" in text
-    for name in ("-n", "--env", "--env-remove", "--cwd", "--grace", "--address", "--name", "Exit code"):
+    limits = ("--bind", "--rlimit", "--umask", "--nice", "--time-limit", "--signal")
+    for name in ("-n", "--env", "--env-remove", "--cwd", "--grace", *limits, "--address", "--name", "Exit code"):
         assert name in text
 
 

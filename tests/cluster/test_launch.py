@@ -157,6 +157,40 @@ def test_a_live_id_cannot_be_launched_again_and_goes_on(shared: RayProcLauncher)
     assert ended(shared.launch("once", shell("exit 3")).exit_port).kind == Exited(3)
 
 
+# -- limits -------------------------------------------------------------------------------------------------------
+
+
+def test_bindings_and_limits_reach_the_proc(shared: RayProcLauncher) -> None:
+    cpu = str(max(os.sched_getaffinity(0)))
+    script = "grep Cpus_allowed_list /proc/self/status; ulimit -Sn; ulimit -Hn; umask; nice; echo >&2; exit 3"
+    opts = shell(script, proc_bind=ProcBind(cpus=cpu), rlimits={"nofile": (100, 200)}, umask=0o27, nice=5)
+    assert ended(shared.launch("limited", opts).exit_port).kind == Exited(3)
+    assert list(shared.logs("limited")) == [f"Cpus_allowed_list:\t{cpu}", "100", "200", "0027", "5"]
+
+
+def test_a_binding_that_the_node_cannot_give_is_a_failure_that_names_it(shared: RayProcLauncher) -> None:
+    kind = ended(shared.launch("bound", shell("exit", proc_bind=ProcBind(cpus="4095"))).exit_port).kind
+    assert isinstance(kind, Failed)
+    assert "ProcBind.cpus='4095': no CPU 4095 here" in kind.reason
+
+
+def test_at_its_time_limit_a_proc_ends_and_its_result_says_so(shared: RayProcLauncher) -> None:
+    opts = shell(
+        "trap 'echo saving' USR1; echo words >&2; while :; do sleep 9999 & wait; done",
+        time_limit=3,
+        time_limit_grace=60,
+        pre_kill_signal=(signal.SIGUSR1, 1.5),
+    )
+    result = ended(shared.launch("late", opts).exit_port)
+    assert result.kind == Signaled(signal.SIGTERM)
+    assert result.stderr_tail == [
+        "words",
+        "[ray_launcher] SIGUSR1 sent 1.5 s before the time limit of 3 s",
+        "[ray_launcher] time limit of 3 s reached: SIGTERM sent",
+    ]
+    assert list(shared.logs("late")) == ["saving"]
+
+
 # -- what is refused ----------------------------------------------------------------------------------------------
 
 
@@ -166,11 +200,6 @@ def test_resources_are_refused_for_now(shared: RayProcLauncher, placement: dict[
         shared.launch("asks", shell("exit", Placement(**placement)))  # type: ignore[arg-type]
 
 
-def test_binding_to_cpus_is_refused_for_now(shared: RayProcLauncher) -> None:
-    with pytest.raises(LaunchError, match="proc_bind is not supported yet"):
-        shared.launch("asks", shell("exit", proc_bind=ProcBind(cpus="0")))
-
-
 def test_options_of_a_class_that_no_node_has_work(shared: RayProcLauncher) -> None:
     class Here(LaunchOptions):
         pass
@@ -178,7 +207,11 @@ def test_options_of_a_class_that_no_node_has_work(shared: RayProcLauncher) -> No
     class There(Placement):
         pass
 
-    opts = Here(program="sh", args=["-c", "exit 3"], placement=There())
+    class Bound(ProcBind):
+        pass
+
+    binding = Bound(cpus=str(min(os.sched_getaffinity(0))))
+    opts = Here(program="sh", args=["-c", "exit 3"], placement=There(), proc_bind=binding)
     assert ended(shared.launch("of a subclass", opts).exit_port).kind == Exited(3)
 
 

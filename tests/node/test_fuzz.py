@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from node_rig import Rig, running
 
+from ray_launcher.node.limits import Limits
 from ray_launcher.node.protocol import FrameReader, ProtocolError, pack
 from ray_launcher.node.reports import REPORT_BYTES
 from ray_launcher.node.spec import Spec
@@ -27,6 +28,7 @@ def _corpus(chance: random.Random) -> list[bytes]:
         environ=[b"A=1", b"B=2"],
         unset=[b"C"],
         note=b"note",
+        limits=Limits(bind={"cpus": "0"}, rlimits={"core": (0, -1)}, umask=0o77, nice=1, time=9.0, signum=10, lead=1.0),
     )
     number = b"%d" % chance.randrange(-5, 100)
     return [

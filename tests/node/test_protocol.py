@@ -8,10 +8,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_launcher.node.limits import BINDINGS, Limits
 from ray_launcher.node.protocol import MAX_FRAME, FrameReader, ProtocolError, pack, unpack
 from ray_launcher.node.spec import Spec
 
 _fields = st.lists(st.binary(max_size=50), min_size=1, max_size=8)
+_seconds = st.floats(0, allow_nan=False)
+_whole = st.integers(-(1 << 70), 1 << 70)
+_limits = st.builds(
+    Limits,
+    bind=st.dictionaries(st.sampled_from(BINDINGS), st.sampled_from(["0", "0-3,8"])),
+    rlimits=st.dictionaries(st.sampled_from(["core", "nofile"]), st.tuples(_whole, _whole)),
+    umask=st.none() | _whole,
+    nice=st.none() | _whole,
+    time=_seconds,
+    grace=_seconds,
+    signum=st.none() | st.integers(1, 64),
+    lead=_seconds,
+)
 _specs = st.builds(
     Spec,
     token=st.binary(min_size=1, max_size=20),
@@ -24,6 +38,7 @@ _specs = st.builds(
     stdout=st.binary(max_size=10),
     stderr=st.binary(max_size=10),
     tail_lines=st.integers(0, 1 << 40),
+    note=st.binary(max_size=10),
 )
 
 
@@ -79,6 +94,35 @@ def test_a_launch_comes_back_as_it_was(spec: Spec) -> None:
     }
 
 
+def _item(name: str) -> st.SearchStrategy[str]:
+    return st.text("0123456789:.-=ein ", max_size=8).map(lambda value: f"{name}={value}")
+
+
+@given(_limits)
+def test_limits_come_back_as_they_were(limits: Limits) -> None:
+    again = Spec.from_fields(Spec(token=b"t", program=b"p", argv=[b"p"], limits=limits).fields()).limits
+    if limits.signum is None:
+        limits.lead = 0.0
+    assert {name: getattr(again, name) for name in Limits.__slots__} == {
+        name: getattr(limits, name) for name in Limits.__slots__
+    }
+
+
+@given(st.binary(max_size=20) | st.sampled_from(["nice", "time", "cpus", "signal"]).flatmap(_item).map(str.encode))
+def test_limits_of_garbage_are_limits_or_an_error(field: bytes) -> None:
+    with contextlib.suppress(ProtocolError):
+        assert isinstance(Limits.parse(field), Limits)
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["time=nan:1", "time=-1:1", "time=1", "signal=0:1", "signal=65:1", "what=1", "umask", "nice=x", "rlimit.as=1"],
+)
+def test_limits_that_make_no_sense_are_an_error(field: str) -> None:
+    with pytest.raises(ProtocolError):
+        Limits.parse(field.encode())
+
+
 _counts = st.lists(st.integers(-3, 4), min_size=3, max_size=6).map(lambda ns: b" ".join(b"%d" % n for n in ns))
 
 
@@ -94,7 +138,8 @@ def test_a_launch_of_garbage_is_a_launch_or_an_error(fields: list[bytes]) -> Non
 def test_a_launch_with_numbers_beyond_reason_is_an_error() -> None:
     for counts in (b"9" * 5000 + b" 0 0 0 0", b"1 0 0 1 -1", b"1 0 0 1", b"1 0 0 1 1 1", b"x 0 0 1 1", b"0 0 0 1 1"):
         with pytest.raises(ProtocolError):
-            Spec.from_fields([b"token", b"program", b"", b"", b"", counts, b"argv0"])
+            Spec.from_fields([b"token", b"note", b"program", b"", b"", b"", b"", counts, b"argv0"])
+    Spec.from_fields([b"token", b"note", b"program", b"", b"", b"", b"", b"1 0 0 1 1", b"argv0"])
 
 
 @given(

@@ -16,6 +16,7 @@ from node_rig import Rig, Wire, exists, stat, until
 from other_user import NOBODY, answer_of, needs_root, process_of
 
 from ray_launcher.node.guard import Fence
+from ray_launcher.node.limits import Limits
 from ray_launcher.node.spec import Spec
 from ray_launcher.node.supervisor import Graces, Supervisor
 
@@ -68,6 +69,16 @@ def test_a_leader_in_state_d_is_reported_within_the_bound(make_rig: Callable[...
     assert "still alive 0.3 s after SIGKILL" in end.reason
     assert str(pid) in end.reason
     assert rig.exit(rig.sh("exit 7")).value == 7
+
+
+def test_a_leader_in_state_d_at_its_time_limit_is_reported_with_that(
+    make_rig: Callable[..., Rig], freezer: Freezer
+) -> None:
+    rig = make_rig(kill_bound=0.3)
+    token = rig.sh("echo $$; exec sleep 9999", limits=Limits(time=1.25, grace=0.1))
+    freezer.freeze(*rig.pids(token))
+    end = rig.exit(token)
+    assert (end.kind, end.tail) == ("failed", ["[ray_launcher] time limit of 1.25 s reached: SIGTERM sent"])
 
 
 def test_its_later_end_is_not_reported_again(make_rig: Callable[..., Rig], freezer: Freezer) -> None:

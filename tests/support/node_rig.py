@@ -21,6 +21,7 @@ from typing import NamedTuple, TypeVar
 from limits import without_descriptors
 
 from ray_launcher.node import client
+from ray_launcher.node.limits import Limits
 from ray_launcher.node.protocol import FrameReader, pack
 from ray_launcher.node.spec import Spec
 
@@ -236,6 +237,7 @@ class Rig:
         inherit: bool = True,
         tail_lines: int = 100,
         stdio: bool = True,
+        limits: Limits | None = None,
     ) -> bytes:
         """Send a launch; returns its token."""
         token = b"t%d" % next(_numbers) if token is None else token
@@ -252,18 +254,34 @@ class Rig:
             stdout=os.fsencode(self.log(token, "out")) if stdio else b"",
             stderr=os.fsencode(self.log(token, "err")) if stdio else b"",
             tail_lines=tail_lines,
+            limits=limits,
         )
         self.wire.send(b"launch", *spec.fields())
         return token
 
-    def sh(self, script: str, *args: str, token: bytes | None = None, tail_lines: int = 100) -> bytes:
+    def sh(
+        self,
+        script: str,
+        *args: str,
+        token: bytes | None = None,
+        tail_lines: int = 100,
+        limits: Limits | None = None,
+    ) -> bytes:
         """Launch a shell script; its $0 is the marker."""
-        return self.launch("/bin/sh", "-c", script, self.marker, *args, token=token, tail_lines=tail_lines)
+        command = ("/bin/sh", "-c", script, self.marker, *args)
+        return self.launch(*command, token=token, tail_lines=tail_lines, limits=limits)
 
-    def python(self, script: str, *args: str, token: bytes | None = None, tail_lines: int = 100) -> bytes:
+    def python(
+        self,
+        script: str,
+        *args: str,
+        token: bytes | None = None,
+        tail_lines: int = 100,
+        limits: Limits | None = None,
+    ) -> bytes:
         """Launch a Python script; its last argument is the marker."""
         arguments = ("-I", "-S", "-c", script, *args, self.marker)
-        return self.launch(sys.executable, *arguments, token=token, tail_lines=tail_lines)
+        return self.launch(sys.executable, *arguments, token=token, tail_lines=tail_lines, limits=limits)
 
     def exit(self, token: bytes, deadline: float = DEADLINE) -> Exit:
         return self.wire.exit(token, deadline)
