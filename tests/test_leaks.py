@@ -62,6 +62,7 @@ def a_supervisor() -> Iterator[None]:
 def a_runtime_directory() -> Iterator[None]:
     directory = Path(tempfile.gettempdir()) / f"ray-launcher-{os.geteuid()}" / "session-node"
     client.make_directory(directory)
+    directory.mkdir(0o700)
     yield
     client.remove_directory(directory)
 

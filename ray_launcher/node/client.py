@@ -38,11 +38,17 @@ def runtime_directory(name: str) -> Path:
 
 
 def make_directory(path: Path) -> None:
-    """Create `path` and its parent for this user alone. Raises `SupervisorError` where they are somebody else's."""
+    """Create the parent of `path` for this user alone. Raises `SupervisorError` where either is somebody else's.
+
+    `path` itself is made by the supervisor that is going to serve there: an agent that is killed here leaves nothing.
+    """
     for directory in (path.parent, path):
         try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if directory is not path:
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = directory.lstat()
+        except FileNotFoundError:
+            continue
         except OSError as error:
             why = f"{error.strerror}{_relief(error.errno, path)}"
             raise SupervisorError(f"cannot create the directory {directory}: {why}") from error
@@ -70,7 +76,7 @@ def start(
 ) -> None:
     """Start a supervisor and return once it listens. Does nothing when `directory` has one already.
 
-    directory: made by `make_directory`.  raylet: a pid; the supervisor ends when it does; 0 for none.
+    directory: see `make_directory`.  raylet: a pid; the supervisor ends when it does; 0 for none.
     Seconds: orphan_grace without an agent after which it ends; end_grace from TERM to KILL then; leftover_grace from
     TERM to KILL for what outlives its leader; kill_bound of repeated KILL after which a process is given up.
     Raises `SupervisorError`, and then the directory is gone.
@@ -78,18 +84,17 @@ def start(
     seconds = (orphan_grace, end_grace, leftover_grace, kill_bound)
     command = [sys.executable, "-I", "-S", str(_MAIN), str(directory), str(raylet), *map(str, seconds)]
     try:
-        with open(directory / _LOG, "ab", opener=lambda name, flags: os.open(name, flags, 0o600)) as log:
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env={name: os.environ[name] for name in _HANDED_DOWN if name in os.environ},
-                cwd="/",
-                start_new_session=True,
-                timeout=30,
-                check=False,
-            )
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={name: os.environ[name] for name in _HANDED_DOWN if name in os.environ},
+            cwd="/",
+            start_new_session=True,
+            timeout=30,
+            check=False,
+        )
     except OSError as error:
         _remove_if_free(directory)
         raise SupervisorError(f"cannot start the supervisor: {error}{_relief(error.errno, directory)}") from error

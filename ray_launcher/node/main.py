@@ -4,7 +4,7 @@ Usage: main.py DIRECTORY RAYLET_PID ORPHAN_GRACE END_GRACE LEFTOVER_GRACE KILL_B
 listens on DIRECTORY/socket, leaves its parent (so that nothing which kills a Ray worker's children finds it), becomes
 guard and supervisor, writes its pid to stdout as the sign that it listens, and serves. Where DIRECTORY has a
 supervisor already it says so on stdout instead, and its exit status is 3. Where the node lacks what it takes, it says
-"failed ERRNO TEXT" there: stderr is a file, for which there may be no room.
+"failed ERRNO TEXT" there: stderr is DIRECTORY/supervisor.log, for which there may be no room.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main(directory: str, raylet: str, *seconds: str) -> int:
     if serving is None:
         return 3
     null = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1):  # stderr is the agent's file for our last words
+    for fd in (0, 1):  # stderr is the file for our last words
         os.dup2(null, fd)
     os.close(null)
     serving.run()
@@ -40,12 +40,20 @@ def main(directory: str, raylet: str, *seconds: str) -> int:
 
 def _start(directory: str, raylet: str, *seconds: str) -> Supervisor | None:
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # no child may inherit what we did
+    _check_raylet(int(raylet))
+    try:
+        os.mkdir(directory, 0o700)
+    except FileExistsError:
+        pass
     lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.write(1, b"there is one already\n")
         return None
+    log = os.open("supervisor.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600, dir_fd=lock)
+    os.dup2(log, 2)
+    os.close(log)
     listener = _listen(lock)
     if os.fork():
         os._exit(0)
@@ -60,6 +68,15 @@ def _start(directory: str, raylet: str, *seconds: str) -> Supervisor | None:
     serving = Supervisor(listener, int(raylet), graces, fence)
     os.write(1, b"%d\n" % os.getpid())
     return serving
+
+
+def _check_raylet(pid: int) -> None:
+    """A node without its raylet is on its way out."""
+    try:
+        if pid:
+            os.close(os.pidfd_open(pid))
+    except ProcessLookupError:
+        raise OSError("the node's raylet has gone") from None
 
 
 def _listen(directory: int) -> socket.socket:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -56,9 +57,17 @@ def test_a_raylet_that_is_gone_before_the_start_is_an_error_that_says_so(
     raylet.kill()
     raylet.wait()
     rig = Rig(tmp_path, raylet=raylet.pid)
-    with pytest.raises(client.SupervisorError, match="No such process"):
+    with pytest.raises(client.SupervisorError, match="the node's raylet has gone"):
         rig.start()
-    client.remove_directory(rig.directory)
+
+
+def test_a_start_without_its_raylet_leaves_no_directory(tmp_path: Path, raylet: subprocess.Popen[bytes]) -> None:
+    raylet.kill()
+    raylet.wait()
+    rig = Rig(tmp_path, raylet=raylet.pid)
+    with contextlib.suppress(client.SupervisorError):
+        rig.start()
+    assert not rig.directory.exists()
 
 
 def test_a_supervisor_that_is_killed_takes_everything_with_it(rig: Rig) -> None:
