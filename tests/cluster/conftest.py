@@ -48,8 +48,8 @@ def shared(nodes: Nodes) -> RayProcLauncher:
     """A session for many tests, with its agents: a new one takes seconds. They must end what they launch."""
     launcher = RayProcLauncher(grace=1)
     _up.callback(launcher.close, 0)
-    for zone in nodes.ids():
-        assert ended(launcher.launch(f"first on {zone}", shell("exit", nodes.on(zone))).exit_port).ok
+    first = {f"first on {zone}": shell("exit", nodes.on(zone)) for zone in nodes.ids()}
+    assert all(ended(started.exit_port).ok for started in launcher.launch_many(first).values())
     return launcher
 
 

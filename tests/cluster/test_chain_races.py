@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import random
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
-from leaks import Traces
+from lasting import lasting_session, nothing_left_at_last
 from node_rig import until
 from ray_rig import DEADLINE, Nodes, ended, procs_of, rest_of, shell
 from victims import Victims, is_there
 
 from ray_launcher import Exited, ExitPort, Failed, ProcExitResult, RayProcLauncher, Signaled
+
+__all__ = ["lasting_session", "nothing_left_at_last"]
 
 #: What a proc does by itself, having written a line to the file $1, and how it may end besides by KILL.
 LIVES: dict[str, set[object]] = {
@@ -25,21 +26,6 @@ LIVES: dict[str, set[object]] = {
     "trap '' TERM; sleep 0.1; exit 7": {Exited(7), Signaled(signal.SIGTERM)},
 }
 UNSTARTED = "ended on request before it was started"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def nothing_left(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Instead of the check after each test: what is killed here is replaced, in a session that goes on."""
-    before = Traces(tmp_path_factory.getbasetemp())
-    yield
-    assert before.wait_for_none_new() == []
-
-
-@pytest.fixture(scope="module")
-def session(nodes: Nodes, nothing_left: None) -> Iterator[RayProcLauncher]:
-    with RayProcLauncher(grace=1) as launcher:
-        yield launcher
-        launcher.close(0)
 
 
 class Races:

@@ -6,6 +6,7 @@ import dataclasses
 import signal
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
 from node_rig import until
@@ -121,6 +122,13 @@ WAYS = {
     "sigkill": ("wait", signal.SIGKILL, GRACE),
     "sigkill_of_its_own_ray": ("wait", signal.SIGKILL, GRACE),
 }
+#: Ways that end as others do: in an orderly exit of Python, or as SIGKILL.
+RARE = {"leaves_the_block", "exits", "sigterm", "sigkill_of_its_own_ray"}
+
+
+def way(name: str, *more: object) -> Any:
+    """A row about it."""
+    return pytest.param(name, *more, marks=[pytest.mark.slow] if name in RARE else [])
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +141,11 @@ def bystander(shared: RayProcLauncher) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def ends(nodes: Nodes, bystander: str) -> Iterator[dict[str, End]]:
-    """All of them at once, each in its way: they wait most of the time."""
-    drivers = {way: Driver(DRIVER, "local" if "own_ray" in way else nodes.address) for way in WAYS}
+def ends(request: pytest.FixtureRequest, nodes: Nodes, bystander: str) -> Iterator[dict[str, End]]:
+    """All that tests are about, at once, each in its way: they wait most of the time."""
+    items = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    ways = {"sigkill", *(item.callspec.params["way"] for item in items)}
+    drivers = {way: Driver(DRIVER, "local" if "own_ray" in way else nodes.address) for way in WAYS if way in ways}
     try:
         ends = {}
         for way, driver in drivers.items():
@@ -145,10 +155,8 @@ def ends(nodes: Nodes, bystander: str) -> Iterator[dict[str, End]]:
             assert len(procs_of(end.session)) == end.size, procs_of(end.session)
         for end in ends.values():
             end.begin()
-        twice = ends["two_interrupts"]
-        until(lambda: len(procs_of(twice.session)) <= twice.size // TREE_SIZE, "those that heed TERM are gone")
-        twice.driver.process.send_signal(signal.SIGINT)
-        twice.began = time.monotonic()
+        if "two_interrupts" in ends:
+            interrupt_again(ends["two_interrupts"])
         until(lambda: _all_gone(ends.values()), "all is gone", DEADLINE)
         yield ends
     finally:
@@ -156,12 +164,18 @@ def ends(nodes: Nodes, bystander: str) -> Iterator[dict[str, End]]:
             driver.close()
 
 
+def interrupt_again(end: End) -> None:
+    until(lambda: len(procs_of(end.session)) <= end.size // TREE_SIZE, "those that heed TERM are gone")
+    end.driver.process.send_signal(signal.SIGINT)
+    end.began = time.monotonic()
+
+
 def _all_gone(ends: Iterable[End]) -> bool:
     return [end.look() for end in ends].count(False) == 0  # each of them looks, to know its time
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [way(name) for name in WAYS])
 def test_nothing_is_left_however_a_driver_ends(ends: dict[str, End], way: str) -> None:
     end = ends[way]
     assert end.procs_gone is not None
@@ -178,15 +192,14 @@ def test_every_port_has_resolved_when_the_driver_goes_on(ends: dict[str, End], w
         assert kind.startswith(outcome)
 
 
-@pytest.mark.parametrize("way, status, words", [("leaves_the_block", 0, ""), ("raises", 1, "of the driver's own")])
+@pytest.mark.parametrize(
+    "way, status, words",
+    [way("leaves_the_block", 0, ""), way("raises", 1, "of the driver's own"), way("exits", 7, "")],
+)
 def test_the_driver_ends_as_it_would_without_procs(ends: dict[str, End], way: str, status: int, words: str) -> None:
     returncode, stderr = ends[way].driver.finish()
     assert returncode == status
     assert words in stderr
-
-
-def test_exit_keeps_its_status(ends: dict[str, End]) -> None:
-    assert ends["exits"].driver.finish()[0] == 7
 
 
 def test_another_session_on_the_same_nodes_goes_on(

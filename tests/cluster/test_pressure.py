@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import itertools
 import os
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent import futures
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,17 @@ from typing import Any
 import pytest
 import ray
 from limits import cgroup, without_descriptors, without_memory
-from node_rig import running, stat, until
+from node_rig import Gate, running, stat, until
 from ray.runtime_context import RuntimeContext
-from ray_rig import DEADLINE, Nodes, actors_of, agents_of, ended, python, shell
-from small_disk import SmallDisk, small_disk
+from ray_rig import DEADLINE, Nodes, actors_of, agents_of, ended, python, rest_of, shell
+from small_disk import PRESSURES, Pressure, SmallDisk, small_disk
 
 import ray_launcher.session
-from ray_launcher import Failed, LaunchOptions, Placement, RayProcLauncher
+from ray_launcher import Failed, LaunchOptions, Placement, ProcExitResult, RayProcLauncher
 from ray_launcher.cluster.wire import SessionInfo
 
 #: Seconds for the start of an agent, shorter than in earnest.
-START = 8.0
+START = 5.0
 #: Its output leaves no empty file behind, which would be set aside, and serve a launch when there are no inodes.
 LOUD = "echo out; echo err >&2"
 
@@ -36,13 +36,13 @@ LOUD = "echo out; echo err >&2"
 class Kept:
     """A proc that waits for its end. pid: its leader's."""
 
-    def __init__(self, gate: Path, pid: int) -> None:
+    def __init__(self, gate: Gate, pid: int) -> None:
         self._gate, self.pid = gate, pid
         self.ended = False
 
     def end(self) -> None:
         self.ended = True
-        self._gate.write_text("go\n")
+        self._gate.open()
         until(lambda: not running(self.pid), "the proc has ended")
 
 
@@ -73,11 +73,10 @@ class Node:
     @contextlib.contextmanager
     def keeps(self) -> Iterator[Kept]:
         """A proc that is there before goes on, and its exit arrives, with its last words."""
-        gate = Path(tempfile.gettempdir()) / "gate"
-        os.mkfifo(gate)
+        gate = Gate(Path(tempfile.gettempdir()) / "gate")
         try:
             name, port = self.run(
-                shell(f"echo $$; echo first >&2; read -r _ <'{gate}'; echo last >&2; exit 5", self.on)
+                shell(f"echo $$; echo first >&2; read -r _ <'{gate.path}'; echo last >&2; exit 5", self.on)
             )
             kept = Kept(gate, int(next(self.launcher.logs(name, follow=True))))
             yield kept
@@ -87,7 +86,7 @@ class Node:
             result = ended(port)
             assert (result.returncode, result.stderr_tail) == (5, ["first", "last"])
         finally:
-            gate.unlink()
+            gate.path.unlink()
 
     @staticmethod
     def _facts(agent: Any) -> dict[str, Any]:
@@ -142,32 +141,8 @@ def node(session: RayProcLauncher, pressed: tuple[str, SmallDisk]) -> Iterator[N
 # -- disks ------------------------------------------------------------------------------------------------------------
 
 
-def _no_room(disk: SmallDisk) -> AbstractContextManager[None]:
-    return disk.full()
-
-
-def _no_inodes(disk: SmallDisk) -> AbstractContextManager[None]:
-    return disk.without_inodes()
-
-
-def _read_only(disk: SmallDisk) -> AbstractContextManager[None]:
-    return disk.read_only()
-
-
-_FREE = "free space or inodes on the disk of Ray's log directory"
-
-
-@pytest.mark.parametrize(
-    "pressure, code, remedy",
-    [
-        pytest.param(_no_room, errno.ENOSPC, _FREE, id="full"),
-        pytest.param(_no_inodes, errno.ENOSPC, _FREE, id="no inodes"),
-        pytest.param(_read_only, errno.EROFS, "make the disk of Ray's log directory writable", id="read-only"),
-    ],
-)
-def test_a_disk_that_takes_no_logs(
-    node: Node, pressure: Callable[[SmallDisk], AbstractContextManager[None]], code: int, remedy: str
-) -> None:
+@pytest.mark.parametrize("pressure, code, remedy", PRESSURES)
+def test_a_disk_that_takes_no_logs(node: Node, pressure: Pressure, code: int, remedy: str) -> None:
     with node.keeps(), pressure(node.disk):
         for _ in range(3):
             node.refuses("log file", os.strerror(code), remedy)
@@ -229,49 +204,66 @@ def test_a_supervisor_that_finds_no_inode_for_itself(pressed: tuple[str, SmallDi
         assert node.serves()
 
 
-# -- the start of an agent --------------------------------------------------------------------------------------------
+# -- the start of actors ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def impatient(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayProcLauncher]:
-    monkeypatch.setattr(ray_launcher.session, "SessionInfo", partial(SessionInfo, start=START))
-    with RayProcLauncher(grace=1) as launcher:
-        yield launcher
-        launcher.close(0)
+@dataclasses.dataclass
+class Refusal:
+    """What came of a session that Ray could start no agent for, and of one that it could start no spawner for.
+
+    agents: of the first, at that time.
+    """
+
+    agent: ProcExitResult
+    agents: list[str]
+    spawner: ProcExitResult
 
 
-@pytest.mark.parametrize("pressure", [pytest.param(_no_room, id="full"), pytest.param(_no_inodes, id="no inodes")])
-def test_an_agent_that_ray_cannot_start_fails_its_launches_until_it_can(
-    impatient: RayProcLauncher,
-    pressed: tuple[str, SmallDisk],
-    pressure: Callable[[SmallDisk], AbstractContextManager[None]],
-) -> None:
-    """A worker of Ray's writes to a log from its start, before anything of ours runs in it."""
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(SmallDisk.full, id="full"),
+        pytest.param(SmallDisk.without_inodes, id="no inodes", marks=[pytest.mark.slow]),
+    ],
+)
+def refusal(request: pytest.FixtureRequest, pressed: tuple[str, SmallDisk]) -> Iterator[Refusal]:
+    """A worker of Ray's writes to a log from its start, before anything of ours runs in it. Both wait at once."""
     node_id, disk = pressed
     opts = shell("exit 3", Placement(node_id=node_id))
-    with pressure(disk):
-        kind = ended(impatient.launch("refused", opts).exit_port).kind
-        assert isinstance(kind, Failed), kind
-        assert kind.reason.startswith(f"the agent of node {node_id} "), kind
-        assert f"did not start within {START:g} s" in kind.reason, kind
-        assert not [name for name in actors_of(impatient.session) if name.startswith("agent-")]
-    until(lambda: ended(impatient.launch("started", opts).exit_port).returncode == 3, "it starts again", DEADLINE)
-
-
-def test_a_session_whose_spawner_ray_cannot_start_closes_its_ports(
-    pressed: tuple[str, SmallDisk], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    node_id, disk = pressed
-    monkeypatch.setattr(ray_launcher.session, "SessionInfo", partial(SessionInfo, start=START))
-    with disk.full():
-        with monkeypatch.context() as there:  # spawners are started where their driver is
-            there.setattr(RuntimeContext, "get_node_id", lambda _: node_id)
-            launcher = RayProcLauncher(grace=1)
-        kind = ended(launcher.launch("refused", shell("exit 3")).exit_port).kind
-        assert isinstance(kind, Failed)
-        assert kind.reason.startswith(f"exit port closed (the spawner did not start within {START:g} s"), kind
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as sessions:
+        patch.setattr(ray_launcher.session, "SessionInfo", partial(SessionInfo, start=START))
+        launcher = sessions.enter_context(RayProcLauncher(grace=1))
+        ray.get(launcher._spawner.facts.remote(), timeout=DEADLINE)
+        with request.param(disk):
+            with pytest.MonkeyPatch.context() as there:  # spawners are started where their driver is
+                there.setattr(RuntimeContext, "get_node_id", lambda _: node_id)
+                spawnerless = sessions.enter_context(RayProcLauncher(grace=1))
+            ports = [each.launch("refused", opts).exit_port for each in (launcher, spawnerless)]
+            agent, spawner = map(ended, ports)
+            agents = agents_of(launcher.session)
+        spawnerless.close(0)
+        until(lambda: not actors_of(spawnerless.session), "Ray tries no more", DEADLINE)
+        starts = (ended(launcher.launch("started", opts).exit_port) for _ in itertools.count())
+        until(lambda: next(starts).returncode == 3, "it starts again", DEADLINE)
+        yield Refusal(agent, agents, spawner)
         launcher.close(0)
-        until(lambda: not actors_of(launcher.session), "Ray tries no more", DEADLINE)
+        until(lambda: not rest_of(launcher.session), "nothing is left", DEADLINE)
+
+
+def test_an_agent_that_ray_cannot_start_fails_its_launches_until_it_can(
+    refusal: Refusal, pressed: tuple[str, SmallDisk]
+) -> None:
+    kind = refusal.agent.kind
+    assert isinstance(kind, Failed), kind
+    assert kind.reason.startswith(f"the agent of node {pressed[0]} "), kind
+    assert f"did not start within {START:g} s" in kind.reason, kind
+    assert not refusal.agents
+
+
+def test_a_session_whose_spawner_ray_cannot_start_closes_its_ports(refusal: Refusal) -> None:
+    kind = refusal.spawner.kind
+    assert isinstance(kind, Failed)
+    assert kind.reason.startswith(f"exit port closed (the spawner did not start within {START:g} s"), kind
 
 
 # -- descriptors, processes, memory -----------------------------------------------------------------------------------

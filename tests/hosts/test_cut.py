@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
-from losses import Loss, losses
+from hosts import Host
+from losses import Outcome, losses, outcome_of
 from node_rig import until
 from ray_hosts import RayHosts
 from ray_rig import slowness
-from remote import TREE, WORKER, Exit, Session
+from remote import WORKER, Session
 
 from ray_launcher.cluster.agent import RENEWALS
 
@@ -29,43 +29,17 @@ RAY_GIVES_UP = 120.0
 LONG_LEASE, SHORT_CUT = 12.0, 4.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """losses: by way.  changes: the bystander's exits, and pids that came or went.  later: what launches came to when
-    the network was whole again.  survivors: the session's processes by then, without the bystander."""
-
-    losses: dict[str, Loss]
-    changes: set[int | Exit]
-    later: dict[str, Exit]
-    survivors: dict[int, str]
-
-
 @pytest.fixture(scope="module")
 def outcome(hosts: RayHosts, observer: Session) -> Iterator[Outcome]:
-    """All ways at once: they wait most of the time."""
     unheard, deaf = functools.partial(hosts.lose, sent=1.0), functools.partial(hosts.lose, received=1.0)
-    cut = [hosts[name] for name in WAYS.values()]
-    with Session(hosts, hosts.head, lease=LEASE) as session:
-        bystander = session.start("bystander", hosts.head, TREE)
-        before = bystander.pids()
-        with losses(session, dict(zip(cut, [hosts.cut, unheard, deaf], strict=True))) as found:
-            changes = (bystander.pids() ^ before) | set(session.exits_of(bystander))
-            hosts.heal(*cut)
-            again = {way: session.launch(f"again on {name}", hosts[name], WORKER) for way, name in WAYS.items()}
-            for proc in again.values():
-                proc.exit(0)
-            later = {way: session.ended(proc) for way, proc in again.items()}
-            survivors = {pid: words for pid, words in session.procs().items() if pid not in before}
-            session.close()
-            yield Outcome({way: found[name] for way, name in WAYS.items()}, changes, later, survivors)
+    lose: list[Callable[[Host], None]] = [hosts.cut, unheard, deaf]
+    with outcome_of(hosts, WAYS, lose, heal=True, lease=LEASE) as outcome:
+        yield outcome
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_port_resolves_only_when_the_proc_is_gone(outcome: Outcome, way: str) -> None:
-    loss = outcome.losses[way]
-    assert loss.gone_after is not None
-    assert loss.told_after is not None
-    assert loss.gone_after < loss.told_after
+    assert outcome.losses[way].is_told_once_gone()
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 
 import pytest
 from hosts import Host
-from losses import Loss, losses
+from losses import Outcome, outcome_of
 from ray_hosts import RayHosts
 from ray_rig import slowness
-from remote import TREE, WORKER, Exit, Session
+from remote import Session
 
 pytestmark = pytest.mark.timeout(300)  # a cluster starts, and all waits have deadlines
 
@@ -21,33 +20,12 @@ LEASE, GRACE, PROCS_GONE, REPORT = 5.0, 1.0, 5.0, 3.0
 WAYS = {"its raylet is SIGKILLed": "a", "ray stop": "b", "ray stop --force": "c"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """losses: by way.  changes: the bystander's exits, and pids that came or went.  later: what launches on the
-    lost nodes came to."""
-
-    losses: dict[str, Loss]
-    changes: set[int | Exit]
-    later: dict[str, Exit]
-    helpers: dict[int, str]
-
-
 @pytest.fixture(scope="module")
 def outcome(hosts: RayHosts, observer: Session) -> Iterator[Outcome]:
-    """All ways at once: they wait most of the time."""
     force = functools.partial(hosts.ray_stop, force=True)
     lose: list[Callable[[Host], None]] = [hosts.kill_raylet, hosts.ray_stop, force]
-    lost = [hosts[name] for name in WAYS.values()]
-    with Session(hosts, hosts.head, lease=LEASE, grace=GRACE) as session:
-        bystander = session.start("bystander", hosts.head, TREE)
-        before = bystander.pids()
-        with losses(session, dict(zip(lost, lose, strict=True))) as found:
-            changes = (bystander.pids() ^ before) | set(session.exits_of(bystander))
-            again = {way: session.launch(f"again on {name}", hosts[name], WORKER) for way, name in WAYS.items()}
-            later = {way: session.ended(proc) for way, proc in again.items()}
-            session.close()
-            helpers = session.helpers()
-            yield Outcome({way: found[name] for way, name in WAYS.items()}, changes, later, helpers)
+    with outcome_of(hosts, WAYS, lose, heal=False, lease=LEASE, grace=GRACE) as outcome:
+        yield outcome
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -72,10 +50,7 @@ def test_a_port_resolves_once_naming_the_lost_node(outcome: Outcome, way: str) -
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_port_resolves_only_when_the_proc_is_gone(outcome: Outcome, way: str) -> None:
-    loss = outcome.losses[way]
-    assert loss.gone_after is not None
-    assert loss.told_after is not None
-    assert loss.gone_after < loss.told_after
+    assert outcome.losses[way].is_told_once_gone()
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from limits import cgroup, without_memory
-from node_rig import Exit, Rig, until
-from small_disk import SmallDisk, small_disk
+from node_rig import Exit, Gate, Rig, until
+from small_disk import PRESSURES, Pressure, SmallDisk, small_disk
 
 from ray_launcher.node import process
 from ray_launcher.node.logfiles import LogFiles
@@ -35,17 +34,6 @@ os.write(1, b"%d\\n" % os.getpid())
 def _fails(end: Exit, *words: str) -> None:
     assert (end.kind, end.value, end.tail) == ("failed", None, []), end
     assert all(word in end.reason for word in words), end.reason
-
-
-class Gate:
-    """Something that a proc can wait for."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        os.mkfifo(path)
-
-    def open(self) -> None:
-        self.path.write_text("go\n")
 
 
 @pytest.fixture
@@ -210,31 +198,12 @@ def stored(disk: SmallDisk, tmp_path: Path) -> Iterator[Rig]:
     rig.stop()
 
 
-def _no_room(disk: SmallDisk) -> AbstractContextManager[None]:
-    return disk.full()
-
-
-def _no_inodes(disk: SmallDisk) -> AbstractContextManager[None]:
-    return disk.without_inodes()
-
-
-def _read_only(disk: SmallDisk) -> AbstractContextManager[None]:
-    return disk.read_only()
-
-
-DISKS = [
-    pytest.param(_no_room, errno.ENOSPC, "free space or inodes on the disk of Ray's log directory", id="full"),
-    pytest.param(_no_inodes, errno.ENOSPC, "free space or inodes on the disk of Ray's log directory", id="no inodes"),
-    pytest.param(_read_only, errno.EROFS, "make the disk of Ray's log directory writable", id="read-only"),
-]
-
-
-@pytest.mark.parametrize("pressed, code, remedy", DISKS)
+@pytest.mark.parametrize("pressed, code, remedy", PRESSURES)
 def test_a_disk_that_takes_no_log_files_fails_launches_and_what_runs_goes_on(
     stored: Rig,
     gate: Gate,
     disk: SmallDisk,
-    pressed: Callable[[SmallDisk], AbstractContextManager[None]],
+    pressed: Pressure,
     code: int,
     remedy: str,
 ) -> None:
@@ -258,14 +227,14 @@ def test_what_a_proc_cannot_write_to_a_full_disk_is_its_own_affair(stored: Rig, 
         assert stored.exit(token).value == errno.ENOSPC
 
 
-@pytest.mark.parametrize("pressed", [_no_inodes, _read_only])
-def test_files_set_aside_are_used_or_kept(
-    stored: Rig, disk: SmallDisk, pressed: Callable[[SmallDisk], AbstractContextManager[None]]
-) -> None:
+@pytest.mark.parametrize("pressed", [SmallDisk.without_inodes, SmallDisk.read_only])
+def test_files_set_aside_are_used_or_kept(stored: Rig, disk: SmallDisk, pressed: Pressure) -> None:
     """None may be forgotten: the end of the rig checks that no file is left."""
     stored.exit(stored.launch("/bin/true"))
     until(lambda: len([*stored.logs.glob("*spare*")]) == 2, "two files are set aside")
     with pressed(disk):
         first, second = stored.exit(stored.sh("echo out; exit 3")), stored.exit(stored.sh("echo out; exit 3"))
-    assert (first.kind, second.kind) == (("exited", "failed") if pressed is _no_inodes else ("failed", "failed"))
+    assert (first.kind, second.kind) == (
+        ("exited", "failed") if pressed is SmallDisk.without_inodes else ("failed", "failed")
+    )
     assert stored.exit(stored.launch("/bin/true")).value == 0

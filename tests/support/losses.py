@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from hosts import Host
-from remote import TREE, Deaths, Exit, Proc, Session
+from ray_hosts import RayHosts
+from remote import TREE, WORKER, Deaths, Exit, Proc, Session
 
 #: Seconds after which what has not happened will not happen.
 DEADLINE = 40.0
@@ -39,8 +40,55 @@ class Loss:
         """Seconds until its port resolved; None until then."""
         return self.exits[0].at - self.began if self.exits else None
 
+    def is_told_once_gone(self) -> bool:
+        """Whether its last process was gone before its port resolved."""
+        gone_after, told_after = self.gone_after, self.told_after
+        assert gone_after is not None
+        assert told_after is not None
+        return gone_after < told_after
+
     def is_over(self) -> bool:
         return self.gone_after is not None and self.told_after is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """losses: by way.  changes: the bystander's exits, and pids that came or went.  later: what launches on the same
+    hosts came to.  survivors: the session's processes by then, without the bystander.  helpers: supervisors and guards
+    that were left when the session had been closed."""
+
+    losses: dict[str, Loss]
+    changes: set[int | Exit]
+    later: dict[str, Exit]
+    survivors: dict[int, str]
+    helpers: dict[int, str]
+
+
+@contextlib.contextmanager
+def outcome_of(
+    hosts: RayHosts, ways: dict[str, str], lose: list[Callable[[Host], None]], *, heal: bool, **settings: float
+) -> Iterator[Outcome]:
+    """All ways at once, in one session with a bystander on the head: they wait most of the time.
+
+    ways: {way: name of the host}.  lose: what does it, in the same order.  heal: whether the network is whole again
+    before the later launches.
+    """
+    at = {way: hosts[name] for way, name in ways.items()}
+    with Session(hosts, hosts.head, **settings) as session:
+        bystander = session.start("bystander", hosts.head, TREE)
+        before = bystander.pids()
+        with losses(session, dict(zip(at.values(), lose, strict=True))) as found:
+            changes = (bystander.pids() ^ before) | set(session.exits_of(bystander))
+            if heal:
+                hosts.heal(*at.values())
+            again = {way: session.launch(f"again on {host.name}", host, WORKER) for way, host in at.items()}
+            for proc in again.values():
+                proc.exit(0)
+            later = {way: session.ended(proc) for way, proc in again.items()}
+            survivors = {pid: words for pid, words in session.procs().items() if pid not in before}
+            session.close()
+            helpers = session.helpers()
+            yield Outcome({way: found[host.name] for way, host in at.items()}, changes, later, survivors, helpers)
 
 
 @contextlib.contextmanager

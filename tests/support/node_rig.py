@@ -98,6 +98,17 @@ def _opened(directory: Path) -> Iterator[int]:
         os.close(fd)
 
 
+class Gate:
+    """Something that a proc can wait for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        os.mkfifo(path)
+
+    def open(self) -> None:
+        self.path.write_text("go\n")
+
+
 class Wire:
     """One connection to a supervisor."""
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
+Pressure = Callable[["SmallDisk"], AbstractContextManager[None]]
 #: Bytes written at once: first much, in the end what is left.
 _BLOCKS = (1 << 20, 1 << 12)
 
@@ -79,6 +82,15 @@ class SmallDisk:
             yield
         finally:
             subprocess.run(["umount", "-l", place], check=True)
+
+
+_FREE = "free space or inodes on the disk of Ray's log directory"
+#: How to press a disk so that it takes no more log files, the error that then comes, and the remedy that is told.
+PRESSURES = [
+    pytest.param(SmallDisk.full, errno.ENOSPC, _FREE, id="full"),
+    pytest.param(SmallDisk.without_inodes, errno.ENOSPC, _FREE, id="no inodes"),
+    pytest.param(SmallDisk.read_only, errno.EROFS, "make the disk of Ray's log directory writable", id="read-only"),
+]
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
