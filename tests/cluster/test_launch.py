@@ -194,12 +194,6 @@ def test_at_its_time_limit_a_proc_ends_and_its_result_says_so(shared: RayProcLau
 # -- what is refused ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("placement", [{"num_cpus": 1}, {"num_gpus": 1}, {"memory": 1}, {"resources": {"x": 1}}])
-def test_resources_are_refused_for_now(shared: RayProcLauncher, placement: dict[str, float]) -> None:
-    with pytest.raises(LaunchError, match=rf"Placement\.{next(iter(placement))} is not supported yet"):
-        shared.launch("asks", shell("exit", Placement(**placement)))  # type: ignore[arg-type]
-
-
 def test_options_of_a_class_that_no_node_has_work(shared: RayProcLauncher) -> None:
     class Here(LaunchOptions):
         pass

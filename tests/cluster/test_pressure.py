@@ -198,7 +198,7 @@ def test_a_supervisor_that_finds_no_inode_for_itself(pressed: tuple[str, SmallDi
         with node.disk.without_inodes():
             for _ in range(3):
                 node.refuses(
-                    "no supervisor on the node: cannot create the directory",
+                    "no supervisor on the node: the supervisor did not start: [Errno 28]",
                     f"on the disk of the directory {node.disk.path}",
                 )
         assert node.serves()
