@@ -21,7 +21,7 @@ RAY_GIVES_UP = 120.0
 
 def test_a_session_ends_everywhere_with_its_driver(hosts: RayHosts, observer: Session) -> None:
     with Session(hosts, hosts["a"], lease=LEASE, grace=GRACE) as session:
-        procs = [session.start(f"on {name}", hosts[name], TREE) for name in ("b", "c")]
+        procs = session.start_on((hosts["b"], hosts["c"]), TREE)
         with Deaths(set().union(*(proc.pids() for proc in procs))) as deaths:
             began = time.monotonic()
             session.kill()
@@ -34,7 +34,7 @@ def test_a_session_ends_everywhere_with_its_driver(hosts: RayHosts, observer: Se
 
 def test_procs_end_where_the_driver_cannot_reach_them(hosts: RayHosts, observer: Session) -> None:
     with Session(hosts, hosts["a"], lease=LEASE, grace=GRACE) as session:
-        procs = [session.start(f"on {name}", hosts[name], TREE) for name in ("b", "c")]
+        procs = session.start_on((hosts["b"], hosts["c"]), TREE)
         with Deaths(set().union(*(proc.pids() for proc in procs))) as deaths:
             began = time.monotonic()
             with hosts.cut_off(hosts["a"]):
@@ -55,7 +55,7 @@ def test_nothing_of_a_session_stays_when_ray_has_given_its_driver_up(hosts: RayH
     own, other = hosts["a"], hosts["b"]
     try:
         with Session(hosts, own, lease=LEASE, grace=GRACE) as session:
-            at_home, abroad = (session.start(f"on {host.name}", host, TREE) for host in (own, other))
+            at_home, abroad = session.start_on((own, other), TREE)
             hosts.cut(own)
             until(lambda: not abroad.pids(), "the procs elsewhere are gone")
             until(lambda: not hosts.actors(other), "the agent elsewhere has left", RAY_GIVES_UP)
