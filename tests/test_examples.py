@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent import futures
 from pathlib import Path
 
 import pytest
+from leaks import leaving_nothing
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -33,15 +35,20 @@ def test_every_example_is_run_here() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} == set(PRINTS)
 
 
+@pytest.fixture(scope="module")
+def ended(cluster: str) -> dict[str, subprocess.CompletedProcess[str]]:
+    """All of them, run at once: each takes seconds."""
+    environ = {**os.environ, "RAY_ADDRESS": cluster}
+
+    def run(name: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(EXAMPLES / f"{name}.py")]
+        return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=100, check=False)
+
+    with leaving_nothing(), futures.ThreadPoolExecutor() as pool:
+        return dict(zip(PRINTS, pool.map(run, PRINTS), strict=True))
+
+
 @pytest.mark.parametrize("name", PRINTS)
-def test_an_example_prints_its_result(cluster: str, name: str) -> None:
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / f"{name}.py")],
-        env={**os.environ, "RAY_ADDRESS": cluster},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == PRINTS[name]
+def test_an_example_prints_its_result(ended: dict[str, subprocess.CompletedProcess[str]], name: str) -> None:
+    assert ended[name].returncode == 0, ended[name].stderr
+    assert ended[name].stdout.splitlines() == PRINTS[name]

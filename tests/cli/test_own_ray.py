@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_rig import DEADLINE, running
+from cli_rig import DEADLINE, Run, running
 from node_rig import until
 
 
 @pytest.fixture
 def env(short_dir: Path) -> dict[str, str]:
+    return environ(short_dir)
+
+
+def environ(directory: Path) -> dict[str, str]:
     """No cluster is named or recorded."""
     unset = ("RAY_ADDRESS", "RAY_AUTH_MODE")
-    return {**{name: value for name, value in os.environ.items() if name not in unset}, "RAY_TMPDIR": str(short_dir)}
+    return {**{name: value for name, value in os.environ.items() if name not in unset}, "RAY_TMPDIR": str(directory)}
 
 
 def processes(directory: Path) -> list[str]:
@@ -41,14 +49,40 @@ def test_it_shows_nothing_of_ray_and_leaves_nothing_of_it(env: dict[str, str], s
     until(lambda: not processes(short_dir), "Ray is gone", DEADLINE)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+@pytest.fixture(scope="module")
+def signalled() -> Iterator[dict[signal.Signals, tuple[Run, Path]]]:
+    """Commands that get a signal while Ray starts, and the directories of their Rays; all at once."""
+    with contextlib.ExitStack() as stack:
+        runs = {}
+        for number in SIGNALS:
+            path = Path(tempfile.mkdtemp(prefix="c"))
+            stack.callback(shutil.rmtree, path, ignore_errors=True)
+            words = ("--", "sh", "-c", "echo started; exec sleep 9999")
+            runs[number] = stack.enter_context(running(*words, env=environ(path))), path
+        waiting = set(SIGNALS)
+
+        def interrupt_those_that_start_ray() -> bool:
+            """At once, each: it must not have gone on to start a program."""
+            for number in [*waiting]:
+                run, path = runs[number]
+                if any("gcs_server" in words for words in processes(path)):
+                    run.interrupt(number)
+                    waiting.remove(number)
+            return not waiting
+
+        until(interrupt_those_that_start_ray, "each has been starting Ray", DEADLINE)
+        yield runs
+
+
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_while_ray_starts_ends_it_at_once(
-    env: dict[str, str], short_dir: Path, number: signal.Signals
+    signalled: dict[signal.Signals, tuple[Run, Path]], number: signal.Signals
 ) -> None:
-    with running("--", "sh", "-c", "echo started; exec sleep 9999", env=env) as run:
-        until(lambda: any("gcs_server" in words for words in processes(short_dir)), "Ray is starting", DEADLINE)
-        run.interrupt(number)
-        assert run.ended() == 128 + number
+    run, directory = signalled[number]
+    assert run.ended() == 128 + number
     assert run.out == b""
     assert run.err == b""
-    until(lambda: not processes(short_dir), "Ray is gone", DEADLINE)
+    until(lambda: not processes(directory), "Ray is gone", DEADLINE)

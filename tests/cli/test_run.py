@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from cli_rig import DEADLINE, OwnRay, Run, running
+from leaks import leaving_nothing
 from node_rig import until
 
 #: Prints READY; on SIGTERM says so, waits for the file that is its argument if it has one, and exits with 7.
@@ -42,13 +44,6 @@ def python(script: str, *args: str) -> list[str]:
 
 def shell(script: str) -> list[str]:
     return ["--", "sh", "-c", script]
-
-
-def test_one_procs_output_is_passed_on_byte_for_byte_with_its_exit_code(env: dict[str, str]) -> None:
-    with running(*shell(r"printf '\377\000a\r\n\n b'; printf '\033[1mc' >&2; exit 3"), env=env) as run:
-        assert run.ended() == 3
-    assert run.out == b"\xff\x00a\r\n\n b"
-    assert run.err == b"\x1b[1mc"
 
 
 def test_output_is_shown_while_the_program_runs_and_a_large_one_is_complete(
@@ -125,67 +120,100 @@ FAILURES = {
     "nowhere": (["--cwd", "/no/such/place", "--", "true"], 125, "'/no/such/place' does not exist"),
     "crash": (shell("kill -SEGV $$"), 139, "the program was killed by SIGSEGV"),
 }
+BYTES = r"printf '\377\000a\r\n\n b'; printf '\033[1mc' >&2; exit 3"
+
+
+@contextlib.contextmanager
+def at_once(runs: dict[str, Run]) -> Iterator[dict[str, Run]]:
+    """All of them are under way at the same time, since each takes seconds."""
+    try:
+        yield runs
+    finally:
+        for run in runs.values():
+            run.stop()
 
 
 @pytest.fixture(scope="module")
-def failing(own_ray: OwnRay) -> Iterator[dict[str, Run]]:
-    """All at once, since each takes seconds."""
-    runs = {name: Run(*args, env=own_ray.environ()) for name, (args, _, _) in FAILURES.items()}
-    for run in runs.values():
-        run.process.wait(DEADLINE)
-    yield runs
-    for run in runs.values():
-        run.stop()
+def ended(own_ray: OwnRay) -> Iterator[dict[str, Run]]:
+    """Commands that have ended by themselves."""
+    env = own_ray.environ()
+    with leaving_nothing(), Path("/dev/full").open("wb") as full:
+        runs = {name: Run(*args, env=env) for name, (args, _, _) in FAILURES.items()}
+        runs |= {"bytes": Run(*shell(BYTES), env=env), "full": Run(*shell("echo x; sleep 9999"), env=env, stdout=full)}
+        with at_once(runs):
+            for run in runs.values():
+                run.process.wait(DEADLINE)
+            yield runs
+
+
+@pytest.fixture(scope="module")
+def told_to_end(own_ray: OwnRay, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
+    """Commands with signals sent to them."""
+    env, go = own_ray.environ(), tmp_path_factory.mktemp("told") / "go"
+    runs = {
+        "once": Run("-n", "2", *python(DYING), env=env),
+        "twice": Run("--grace", "inf", *python(STUBBORN), env=env),
+        "slow to end": Run("--grace", "0.2", *python(STUBBORN), env=env),
+        "signals": Run(*python(DYING, str(go)), env=env),
+    }
+    with leaving_nothing(), at_once(runs):
+        runs["once"].sees("READY 0", "READY 1")
+        for run in runs.values():
+            run.sees("READY")
+            run.interrupt(signal.SIGTERM if run is runs["signals"] else signal.SIGINT)
+        runs["twice"].sees("refused")
+        runs["twice"].interrupt()
+        runs["signals"].sees("dying words")
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGTERM):
+            runs["signals"].interrupt(number)
+        go.touch()
+        yield runs
+
+
+def test_one_procs_output_is_passed_on_byte_for_byte_with_its_exit_code(ended: dict[str, Run]) -> None:
+    assert ended["bytes"].ended() == 3
+    assert ended["bytes"].out == b"\xff\x00a\r\n\n b"
+    assert ended["bytes"].err == b"\x1b[1mc"
 
 
 @pytest.mark.parametrize("name", FAILURES)
-def test_what_the_program_cannot_say_itself_is_said_in_one_line(failing: dict[str, Run], name: str) -> None:
+def test_what_the_program_cannot_say_itself_is_said_in_one_line(ended: dict[str, Run], name: str) -> None:
     _, code, words = FAILURES[name]
-    run = failing[name]
+    run = ended[name]
     assert run.ended() == code
     assert len(run.says) == 1
     assert words in run.says[0]
     assert run.out == b""
 
 
-def test_the_first_interrupt_terminates_and_shows_the_dying_words(env: dict[str, str]) -> None:
-    with running("-n", "2", *python(DYING), env=env) as run:
-        run.sees("READY 0", "READY 1")
-        run.interrupt()
-        assert run.ended() == 7
+def test_output_that_cannot_be_written_is_an_error_of_the_launcher(ended: dict[str, Run]) -> None:
+    assert ended["full"].ended() == 125
+    assert ended["full"].says == ["ray-launcher: cannot write output: No space left on device"]
+
+
+def test_the_first_interrupt_terminates_and_shows_the_dying_words(told_to_end: dict[str, Run]) -> None:
+    run = told_to_end["once"]
+    assert run.ended() == 7
     assert sorted(run.out.splitlines()[2:]) == [b"[0] dying words", b"[1] dying words"]
     said = ["[0] last error", "[1] last error", "ray-launcher: terminating 2 procs, Ctrl-C again to kill"]
     assert sorted(run.says) == said
 
 
-def test_the_second_interrupt_kills(env: dict[str, str]) -> None:
-    with running("--grace", "inf", *python(STUBBORN), env=env) as run:
-        run.sees("READY")
-        run.interrupt()
-        run.sees("refused")
-        run.interrupt()
-        assert run.ended() == 128 + signal.SIGKILL
+def test_the_second_interrupt_kills(told_to_end: dict[str, Run]) -> None:
+    run = told_to_end["twice"]
+    assert run.ended() == 128 + signal.SIGKILL
     assert run.says == ["ray-launcher: terminating 1 proc, Ctrl-C again to kill", "ray-launcher: killing 1 proc"]
 
 
-def test_a_proc_that_outlives_the_grace_is_killed_and_that_is_said(env: dict[str, str]) -> None:
-    with running("--grace", "0.2", *python(STUBBORN), env=env) as run:
-        run.sees("READY")
-        run.interrupt()
-        assert run.ended() == 128 + signal.SIGKILL
+def test_a_proc_that_outlives_the_grace_is_killed_and_that_is_said(told_to_end: dict[str, Run]) -> None:
+    run = told_to_end["slow to end"]
+    assert run.ended() == 128 + signal.SIGKILL
     assert run.says[1:] == ["ray-launcher: killed 1 proc that had not ended after 0.2 s"]
 
 
-def test_sigterm_and_sighup_terminate_and_never_kill(env: dict[str, str], tmp_path: Path) -> None:
-    go = tmp_path / "go"
-    with running(*python(DYING, str(go)), env=env) as run:
-        run.sees("READY")
-        run.interrupt(signal.SIGTERM)
-        run.sees("dying words")
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGTERM):
-            run.interrupt(number)
-        go.touch()
-        assert run.ended() == 7
+def test_sigterm_and_sighup_terminate_and_never_kill(told_to_end: dict[str, Run]) -> None:
+    run = told_to_end["signals"]
+    assert run.ended() == 7
     assert run.says.count("ray-launcher: terminating 1 proc, Ctrl-C again to kill") == 1
     assert len(run.says) == 2
 
@@ -198,12 +226,6 @@ def test_a_reader_that_goes_away_ends_the_procs_quietly(env: dict[str, str]) -> 
         os.close(reading)
         assert run.ended() == 128 + signal.SIGPIPE
     assert run.err == b""
-
-
-def test_output_that_cannot_be_written_is_an_error_of_the_launcher(env: dict[str, str]) -> None:
-    with Path("/dev/full").open("wb") as full, running(*shell("echo x; sleep 9999"), env=env, stdout=full) as run:
-        assert run.ended() == 125
-    assert run.says == ["ray-launcher: cannot write output: No space left on device"]
 
 
 def again(run: Run) -> bool:

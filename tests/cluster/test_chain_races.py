@@ -114,7 +114,7 @@ def test_ends_that_race_with_the_close_are_told_once(nodes: Nodes, tmp_path: Pat
 
 
 def test_an_id_is_free_at_once_though_the_spawner_is_started_again(session: RayProcLauncher, nodes: Nodes) -> None:
-    for code in range(6):
+    for code in range(4):
         port = session.launch("reused", shell(f"exit {code}", nodes.on("a"))).exit_port
         if code % 2:
             os.kill(ray.get(session._spawner.facts.remote())["pid"], signal.SIGKILL)

@@ -22,7 +22,7 @@ def test_nothing_is_lost_on_a_bad_network(hosts: RayHosts, observer: Session, du
     """One bad network per host at the same time."""
     ways = dict(zip((hosts["a"], hosts["b"], hosts["c"]), BAD.values(), strict=True))
     with Session(hosts, hosts.head) as session:
-        staying = [session.start(f"stays on {host.name}", host, WORKER) for host in ways]
+        staying = session.start_on(ways, WORKER, "stays on {}")
         pids = [proc.pids() for proc in staying]
         statuses: dict[str, tuple[Proc, int]] = {}
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from leaks import Traces
+from leaks import leaving_nothing
 from ray_rig import Nodes
 
 from ray_launcher import RayProcLauncher
@@ -16,9 +16,8 @@ __all__ = ["lasting_session", "nothing_left_at_last"]
 @pytest.fixture(scope="module", autouse=True, name="nothing_left")
 def nothing_left_at_last(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Instead of the check after each test: what is killed here is replaced, in a session that goes on."""
-    before = Traces(tmp_path_factory.getbasetemp())
-    yield
-    assert before.wait_for_none_new() == []
+    with leaving_nothing(tmp_path_factory.getbasetemp()):
+        yield
 
 
 @pytest.fixture(scope="module", name="session")

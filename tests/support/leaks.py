@@ -89,13 +89,20 @@ class Traces:
         return ours in environ or any(map(self._is_supervisor, _ancestors(pid)))
 
 
-@pytest.fixture(autouse=True)
-def nothing_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Fails the test that leaves anything of ours behind. Set up first, so that it looks last."""
-    before = Traces(tmp_path_factory.getbasetemp())
+@contextmanager
+def leaving_nothing(*roots: Path) -> Iterator[None]:
+    """Fails unless all that comes within the block goes with it, or soon after."""
+    before = Traces(*roots)
     yield
     left = before.wait_for_none_new()
     assert not left, "left behind:\n  " + "\n  ".join(left)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fails the test that leaves anything of ours behind. Set up first, so that it looks last."""
+    with leaving_nothing(tmp_path_factory.getbasetemp()):
+        yield
 
 
 def _things() -> Iterator[str]:

@@ -95,10 +95,8 @@ def outcome_of(
 def losses(session: Session, ways: dict[Host, Callable[[Host], None]]) -> Iterator[dict[str, Loss]]:
     """Start a TREE on each host, lose one after the other in its way, wait for the ends; {host name: loss}."""
     with contextlib.ExitStack() as stack:
-        found = {}
-        for host in ways:
-            proc = session.start(f"on {host.name}", host, TREE)
-            found[host.name] = Loss(session, proc, stack.enter_context(Deaths(proc.pids())))
+        procs = session.start_on(ways, TREE)
+        found = {proc.host.name: Loss(session, proc, stack.enter_context(Deaths(proc.pids()))) for proc in procs}
         for host, lose in ways.items():
             lose(host)
             found[host.name].began = time.monotonic()

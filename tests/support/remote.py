@@ -144,10 +144,16 @@ class Session:
 
     def start(self, proc_id: str, host: Host, script: str) -> Proc:
         """A proc that is up."""
-        proc = self.launch(proc_id, host, script)
-        until(lambda: proc.is_up() or self.exits_of(proc), f"{proc_id} is up", DEADLINE)
-        assert not self.exits_of(proc)
+        [proc] = self.start_on([host], script, proc_id)
         return proc
+
+    def start_on(self, hosts: Iterable[Host], script: str, proc_id: str = "on {}") -> list[Proc]:
+        """Procs that are up, one on each host, with its name in the id; their agents start at the same time."""
+        procs = [self.launch(proc_id.format(host.name), host, script) for host in hosts]
+        for proc in procs:
+            until(lambda proc=proc: proc.is_up() or self.exits_of(proc), f"{proc.proc_id} is up", DEADLINE)  # type: ignore[misc]
+            assert not self.exits_of(proc)
+        return procs
 
     def exits_of(self, proc: Proc) -> list[Exit]:
         return [exit_ for exit_ in self.exits if exit_.proc_id == proc.proc_id]
