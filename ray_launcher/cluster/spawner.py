@@ -15,7 +15,8 @@ from typing import Any
 import ray
 
 from ray_launcher.cluster.link import Link, Owner
-from ray_launcher.cluster.nodes import Node, Nodes, NoFittingNodeError, NoSuchNodeError, fitting
+from ray_launcher.cluster.links import Links
+from ray_launcher.cluster.nodes import NoFittingNodeError, NoSuchNodeError, fitting
 from ray_launcher.cluster.registry import Registry
 from ray_launcher.cluster.restored import Restored
 from ray_launcher.cluster.roster import Proc, Roster
@@ -32,20 +33,17 @@ class ClusterSpawner(ProcSpawner):
     """Runs procs on the nodes of the cluster it lives in."""
 
     def __init__(self, session: SessionInfo, runtime_env: dict[str, Any]) -> None:
-        self._owner = Owner(session, runtime_env)
-        self._nodes = Nodes()
-        self._agents: dict[str, Link] = {}  # by the agent's name, until it is lost
-        self._links: dict[str, Link] = {}  # by node id: where launches go
         self._roster = Roster()
         self._unsettled: dict[str, tuple[Link, int]] = {}  # by token: a report that is kept, and its number
         self._awaited: dict[str, str] = {}  # by proc_id: the token of a launch asked for again that may be found yet
         self._ending = False
+        self._owner, found = Owner(session, runtime_env), {}
         if ray.get_runtime_context().was_current_actor_reconstructed:
             registry = Registry(session.name)
             self._owner = Owner(session, runtime_env, registry.next_generation())
-            for name, node in registry.agents().items():
-                self._new_link(node, name=name)
-        self._restored = Restored(list(self._agents.values()))
+            found = registry.agents()
+        self._links = Links(self._owner, self._news, found)
+        self._restored = Restored(list(self._links.by_name.values()))
 
     async def launch(self, proc_id: str, opts: LaunchOptions) -> ExitReport:
         """Not called: `launch_as` is."""
@@ -97,11 +95,14 @@ class ClusterSpawner(ProcSpawner):
         return ""
 
     async def _launch(self, proc: Proc, opts: LaunchOptions, message: Launch) -> None:
-        node = await self._place(proc, opts)
-        if node is not None:
-            proc.place(self._link(node))
-            assert proc.link is not None  # noqa: S101  # just placed
-            proc.link.launch(message)
+        try:
+            link = await self._links.place(opts.placement, proc.end)
+        except (NoSuchNodeError, NoFittingNodeError) as error:
+            proc.finish(_failed(str(error)))
+            return
+        if link is not None:
+            proc.place(link)
+            link.launch(message)
 
     async def terminate(self, proc_id: str, timeout_secs: float) -> None:
         """See `ProcSpawner.terminate`."""
@@ -155,7 +156,7 @@ class ClusterSpawner(ProcSpawner):
         for proc in list(self._roster.living.values()):
             if proc.link is None:
                 self._request(proc, None)
-        await asyncio.gather(*(link.end(grace) for link in list(self._agents.values())))
+        await self._links.end(grace)
         with contextlib.suppress(Exception):
             await asyncio.get_running_loop().run_in_executor(None, Registry(self._owner.session.name).clear)
 
@@ -175,7 +176,7 @@ class ClusterSpawner(ProcSpawner):
             placing.cancel()
         if proc.link is not None and not proc.end.done():
             await proc.link.all_arrived()
-        return await self._agent_of(proc.link), proc.token
+        return await self._links.agent_of(proc.link), proc.token
 
     async def infos(self, launcher: str, number: int) -> list[ProcInfo]:
         """What is known of every proc, those that ended lately included."""
@@ -201,7 +202,7 @@ class ClusterSpawner(ProcSpawner):
 
     async def agents(self) -> dict[str, dict[str, Any]]:
         """Facts about the agents, by node id: for diagnostics."""
-        return {node_id: await (await link.reachable()).info.remote() for node_id, link in self._links.items()}
+        return {node_id: await (await link.reachable()).info.remote() for node_id, link in self._links.by_node.items()}
 
     async def facts(self) -> dict[str, Any]:
         """Facts about the spawner itself: for diagnostics."""
@@ -211,59 +212,7 @@ class ClusterSpawner(ProcSpawner):
 
     async def serve_renew(self, agent: str) -> bool:
         """The agent of this name is there; the answer is its lease. False: it has been taken for lost."""
-        link = self._agents.get(agent)
-        return link is not None and link.grant()
-
-    # -- nodes ----------------------------------------------------------------------------------------------------
-
-    async def _place(self, proc: Proc, opts: LaunchOptions) -> Node | None:
-        """The node, or None when the proc has ended before it started. Does not suspend in the usual case.
-
-        Nor does it after the choice: those who waited together would all choose by the same load.
-        """
-        while not proc.end.done():
-            node = self._nodes.pick(opts.placement, self._load)
-            if node is not None:
-                return node
-            waiting = asyncio.ensure_future(self._nodes.wait_for(opts.placement, self._load))
-            try:
-                await asyncio.wait((waiting, proc.end), return_when=asyncio.FIRST_COMPLETED)
-                if waiting.done():
-                    waiting.result()
-            except (NoSuchNodeError, NoFittingNodeError) as error:
-                proc.finish(_failed(str(error)))
-            finally:
-                waiting.cancel()
-        return None
-
-    def _load(self, node_id: str) -> float:
-        link = self._links.get(node_id)
-        if link is None:
-            return 0
-        return len(link.launches) if link.in_contact else float("inf")
-
-    def _link(self, node: Node) -> Link:
-        return self._links.get(node.node_id) or self._new_link(node)
-
-    def _new_link(self, node: Node, *, name: str | None = None, suspect: bool = False) -> Link:
-        link = Link(self._owner, node, self._news, self._lost, name=name, suspect=suspect)
-        self._links[node.node_id] = self._agents[link.name] = link
-        return link
-
-    async def _agent_of(self, link: Link | None) -> Any:
-        """The agent that reaches its node now: another where that one was lost."""
-        if link is None:
-            return None
-        return await (link if self._ending else self._link(link.node)).reachable()
-
-    def _lost(self, link: Link, joined: bool) -> None:
-        node = link.node
-        self._nodes.lose(node.node_id)
-        self._agents.pop(link.name, None)
-        if self._links.get(node.node_id) is link:
-            del self._links[node.node_id]
-            if joined and not self._ending:  # Ray may take it for alive; an agent that starts there tells
-                self._new_link(node, suspect=True)
+        return self._links.renew(agent)
 
     # -- procs ----------------------------------------------------------------------------------------------------
 

@@ -91,7 +91,7 @@ class World:
             "outcomes": len(desk._outcomes),
             "tasks": len(desk._tasks),
             "roster": sorted(self.spawner.instance._roster.living),
-            "launches": [token for link in self.spawner.instance._links.values() for token in link.launches],
+            "launches": [token for link in self.spawner.instance._links.by_node.values() for token in link.launches],
             "running": [token for agent in agents for token in agent._keeper.running],
         }
 
@@ -141,8 +141,9 @@ class World:
             start_agent=self._start_agent,
         )
         nodes = functools.partial(Nodes, fetch=lambda: self.nodes, clock=self.loop.time)
+        links = _copy(chain + "links", Link=link.Link, Nodes=nodes)
         self._spawner_module = _copy(
-            chain + "spawner", ray=self._ray, Registry=registry, Link=link.Link, Owner=link.Owner, Nodes=nodes
+            chain + "spawner", ray=self._ray, Registry=registry, Links=links.Links, Owner=link.Owner
         )
         self._mail_module = _copy("ray_launcher.mail", run_soon=self._run_soon)
 
