@@ -79,7 +79,9 @@ class Feed:
         return pickle.dumps(News(after, self._told, [item for number, item in self._news if number > after]))
 
     async def hold(self, launched: set[str]) -> None:
-        """Wait a moment for the ends of these launches, and keep polls from telling of them."""
+        """Wait a moment for the ends of these launches, if there are any; polls tell nothing meanwhile."""
+        if not launched:
+            return
         self._held, self._holding = launched, asyncio.get_running_loop().create_future()
         timer = asyncio.get_running_loop().call_later(HOLD, self._release)
         await self._holding
