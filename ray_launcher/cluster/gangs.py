@@ -9,12 +9,11 @@ import asyncio
 import dataclasses
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 from ray_launcher.cluster.lease import Wish, bundle_of, selector_of
 from ray_launcher.cluster.nodes import Node
-from ray_launcher.cluster.placing import Place, Placer
+from ray_launcher.cluster.placing import Place, Placer, PlacingError
 from ray_launcher.cluster.registry import Registry
 from ray_launcher.cluster.roster import Proc
 from ray_launcher.cluster.wire import Grant
@@ -40,16 +39,16 @@ class Seats:
 class Gangs:
     """All of a session.
 
-    open_port(node, uid): one on the node that nobody else gets before rank 0 does.  end(proc, grace): terminate it.
-    may_come(key): whether a launch of before may still be asked for again.  again: there may be gangs of an earlier
-    spawner.
+    open_port(node, uid): one that nobody else gets before rank 0 does; None: the node is lost.
+    end(proc, grace): terminate it.  may_come(key): whether a launch of before may still be asked for again.
+    again: there may be gangs of an earlier spawner.
     """
 
     def __init__(
         self,
         placer: Placer,
         registry: Registry,
-        open_port: Callable[[Node, str], Any],
+        open_port: Callable[[Node, str], Awaitable[int | None]],
         end: Callable[[Proc, float], None],
         may_come: Callable[[LaunchKey], bool],
         again: bool,
@@ -110,7 +109,10 @@ class Gangs:
             nodes = await self._placer.spread(placement, shape.nnodes, shape.strategy)
             accelerators, name = ({},) * shape.nnodes, None
         found = tuple([await self._placer.node(node_id) for node_id in nodes])
-        seats = Seats(found, accelerators, await self._open_port(found[0], shape.uid), name)
+        port = await self._open_port(found[0], shape.uid)
+        if port is None:
+            raise PlacingError(f"node {found[0]} was lost before the gang came there")
+        seats = Seats(found, accelerators, port, name)
         record = pickle.dumps((shape, gang.first, seats))
         await asyncio.get_running_loop().run_in_executor(None, self._registry.save_gang, shape.uid, record)
         return seats

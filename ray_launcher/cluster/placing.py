@@ -9,7 +9,8 @@ from collections.abc import Callable, Collection, Iterable
 
 from ray_launcher.cluster.lease import Lease, LeaseError, LeaseTimeoutError, Wish, wish_of
 from ray_launcher.cluster.leases import Leases
-from ray_launcher.cluster.nodes import Node, Nodes, NoFittingNodeError, NoSuchNodeError
+from ray_launcher.cluster.links import Links
+from ray_launcher.cluster.nodes import Node, NoFittingNodeError, NoSuchNodeError
 from ray_launcher.cluster.roster import Proc
 from ray_launcher.cluster.waiting import capacities, why
 from ray_launcher.cluster.wire import Grant
@@ -33,23 +34,11 @@ class Place:
 
 
 class Placer:
-    """Chooses for all launches of a spawner.
+    """Chooses for all launches of a spawner. holders: names of the procs that hold resources on a node, by its id."""
 
-    load: of a node, by id; infinite for one that is not to be used now.  ready(node): gets an agent of the session
-    going there, if there is none yet anywhere: were the spawner lost, agents would return its leases.  holders: names
-    of the procs that hold resources on a node.
-    """
-
-    def __init__(
-        self,
-        nodes: Nodes,
-        leases: Leases,
-        load: Callable[[str], float],
-        ready: Callable[[Node], None],
-        holders: Callable[[str], list[str]],
-    ) -> None:
-        self._nodes, self._leases = nodes, leases
-        self._load, self._ready, self._holders = load, ready, holders
+    def __init__(self, links: Links, leases: Leases, holders: Callable[[str], list[str]]) -> None:
+        self._links, self._nodes, self._load = links, links.nodes, links.load
+        self._leases, self._holders = leases, holders
         self._waiting: dict[str, tuple[Wish, Collection[Proc]]] = {}  # by token
         self._explaining: asyncio.Task[None] | None = None
 
@@ -83,7 +72,9 @@ class Placer:
 
     async def lease(self, token: str, wish: Wish, placement: Placement, procs: Collection[Proc]) -> Lease:
         """Wait for a lease for `procs`, until `release`. Raises `PlacingError`."""
-        self._ready(await self._nodes.likely(placement, self._load))
+        likely = await self._nodes.likely(placement, self._load)
+        if not self._links.by_node:  # were the spawner lost, agents would return its leases: there must be one
+            self._links.to(likely)
         try:
             return await self._leases.hold(token, wish, placement.timeout, lambda: self._wait(token, wish, procs))
         except LeaseTimeoutError:

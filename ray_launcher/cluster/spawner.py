@@ -17,7 +17,8 @@ import ray
 from ray_launcher.cluster.gangs import Gangs
 from ray_launcher.cluster.leases import Leases
 from ray_launcher.cluster.link import NEVER_STARTED, Link, Owner
-from ray_launcher.cluster.nodes import Node, Nodes, fitting
+from ray_launcher.cluster.links import Links
+from ray_launcher.cluster.nodes import fitting
 from ray_launcher.cluster.placing import Placer, PlacingError
 from ray_launcher.cluster.registry import Registry
 from ray_launcher.cluster.restored import Restored
@@ -36,26 +37,21 @@ class ClusterSpawner(ProcSpawner):
     """Runs procs on the nodes of the cluster it lives in."""
 
     def __init__(self, session: SessionInfo, runtime_env: dict[str, Any]) -> None:
-        self._owner = Owner(session, runtime_env)
-        self._nodes = Nodes()
-        self._agents: dict[str, Link] = {}  # by the agent's name, until it is lost
-        self._links: dict[str, Link] = {}  # by node id: where launches go
         self._roster = Roster()
         self._unsettled: dict[str, tuple[Link, int]] = {}  # by token: a report that is kept, and its number
         self._awaited: dict[str, str] = {}  # by proc_id: the token of a launch asked for again that may be found yet
         self._ending = False
         again = ray.get_runtime_context().was_current_actor_reconstructed
-        if again:
-            registry = Registry(session.name)
-            self._owner = Owner(session, runtime_env, registry.next_generation())
-            for name, node in registry.agents().items():
-                self._new_link(node, name=name)
-        self._restored = Restored(list(self._agents.values()))
+        registry = Registry(session.name)
+        owner = Owner(session, runtime_env, registry.next_generation() if again else 0)
+        self._owner = owner
+        self._links = Links(owner, self._news, registry.agents() if again else {})
+        self._restored = Restored(list(self._links.by_name.values()))
         self._leases = Leases(session.name, again)
         self._sorting = asyncio.ensure_future(self._sort_out())
-        self._placer = Placer(self._nodes, self._leases, self._load, self._ready, self._holders)
+        self._placer = Placer(self._links, self._leases, self._holders)
         self._gangs = Gangs(
-            self._placer, Registry(session.name), self._open_port, self._request, self._restored.may_come, again
+            self._placer, registry, self._links.open_port, self._request, self._restored.may_come, again
         )
 
     async def launch(self, proc_id: str, opts: LaunchOptions) -> ExitReport:
@@ -127,7 +123,7 @@ class ClusterSpawner(ProcSpawner):
             proc.finish(_failed(str(error)))
             return
         if place is not None and not proc.end.done():
-            link = self._link(place.node)
+            link = self._links.to(place.node)
             proc.place(link)
             note = pickle.dumps(Note(proc.proc_id, key, place.lease, member))
             link.launch(Launch(proc.token, message.payload, note, place.grant))
@@ -185,7 +181,7 @@ class ClusterSpawner(ProcSpawner):
         for proc in list(self._roster.living.values()):
             if proc.link is None:
                 self._request(proc, None)
-        await asyncio.gather(*(link.end(grace) for link in list(self._agents.values())))
+        await self._links.end(grace)
         with contextlib.suppress(Exception):
             await self._leases.end()
             await asyncio.get_running_loop().run_in_executor(None, Registry(self._owner.session.name).clear)
@@ -206,7 +202,7 @@ class ClusterSpawner(ProcSpawner):
             placing.cancel()
         if proc.link is not None and not proc.end.done():
             await proc.link.all_arrived()
-        return await self._agent_of(proc.link), proc.token
+        return await self._links.agent_of(proc.link), proc.token
 
     async def infos(self, launcher: str, number: int) -> list[ProcInfo]:
         """What is known of every proc, those that ended lately included."""
@@ -237,7 +233,7 @@ class ClusterSpawner(ProcSpawner):
 
     async def agents(self) -> dict[str, dict[str, Any]]:
         """Facts about the agents, by node id: for diagnostics."""
-        return {node_id: await (await link.reachable()).info.remote() for node_id, link in self._links.items()}
+        return {node_id: await (await link.reachable()).info.remote() for node_id, link in self._links.by_node.items()}
 
     async def facts(self) -> dict[str, Any]:
         """Facts about the spawner itself: for diagnostics."""
@@ -250,20 +246,9 @@ class ClusterSpawner(ProcSpawner):
 
         clock: `time.time` there when it asked.
         """
-        link = self._agents.get(agent)
-        return link is not None and link.grant(clock)
+        return self._links.renew(agent, clock)
 
-    # -- nodes ----------------------------------------------------------------------------------------------------
-
-    def _load(self, node_id: str) -> float:
-        link = self._links.get(node_id)
-        if link is None:
-            return 0
-        return len(link.launches) if link.in_contact else float("inf")
-
-    def _ready(self, node: Node) -> None:
-        if not self._links:
-            self._link(node)
+    # -- placing --------------------------------------------------------------------------------------------------
 
     def _holders(self, node_id: str) -> list[str]:
         holding = set(self._leases.tokens)
@@ -274,35 +259,6 @@ class ClusterSpawner(ProcSpawner):
             and proc.link.node.node_id == node_id
             and (proc.token in holding or (proc.member is not None and proc.member.shape.uid in holding))
         ]
-
-    async def _open_port(self, node: Node, name: str) -> int:
-        port = await self._link(node).ask("open_port", name)
-        if port is None:
-            raise PlacingError(f"node {node} was lost before the gang came there")
-        return int(port)
-
-    def _link(self, node: Node) -> Link:
-        return self._links.get(node.node_id) or self._new_link(node)
-
-    def _new_link(self, node: Node, *, name: str | None = None, suspect: bool = False) -> Link:
-        link = Link(self._owner, node, self._news, self._lost, name=name, suspect=suspect)
-        self._links[node.node_id] = self._agents[link.name] = link
-        return link
-
-    async def _agent_of(self, link: Link | None) -> Any:
-        """The agent that reaches its node now: another where that one was lost."""
-        if link is None:
-            return None
-        return await (link if self._ending else self._link(link.node)).reachable()
-
-    def _lost(self, link: Link, joined: bool) -> None:
-        node = link.node
-        self._nodes.lose(node.node_id)
-        self._agents.pop(link.name, None)
-        if self._links.get(node.node_id) is link:
-            del self._links[node.node_id]
-            if joined and not self._ending:  # Ray may take it for alive; an agent that starts there tells
-                self._new_link(node, suspect=True)
 
     # -- procs ----------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,6 @@ from ray_rig import DEADLINE, Driver, Nodes, actors_of, ended, procs_of, shell
 from ray_launcher import (
     Exited,
     Failed,
-    LaunchError,
     LaunchOptions,
     Placement,
     ProcBind,

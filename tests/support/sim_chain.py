@@ -102,13 +102,13 @@ class World:
         desk = _desk(self.spawner.instance).account("launcher")
         agents = [agent.instance for agent in self.agents.values() if agent.instance is not None]
         return {
-            "open": len(self.mail._open),
-            "refs": len(self.mail._refs),
+            "open": len(self.mail._ledger.open),
+            "refs": len(self.mail._ledger.refs),
             "expected": len(desk._expected),
             "outcomes": len(desk._outcomes),
             "tasks": len(desk._tasks),
             "roster": sorted(self.spawner.instance._roster.living),
-            "launches": [token for link in self.spawner.instance._links.values() for token in link.launches],
+            "launches": [token for link in self.spawner.instance._links.by_node.values() for token in link.launches],
             "leases": list(self.leases),
             "gangs": [*self.gangs, *self.spawner.instance._gangs._gangs],
             "running": [token for agent in agents for token in agent._keeper.running],
@@ -119,9 +119,7 @@ class World:
     def _load(self) -> None:
         chain = "ray_launcher.cluster."
         clock = types.SimpleNamespace(monotonic=self.loop.time, time=self.loop.time)
-        self._ray = types.SimpleNamespace(
-            get_actor=self._get_actor, kill=lambda actor: actor.kill(), get_runtime_context=self._context
-        )
+        self._ray = types.SimpleNamespace(kill=lambda actor: actor.kill(), get_runtime_context=self._context)
         registry = functools.partial(_Registry, self)
         client = types.SimpleNamespace()
         vars(client).update(
@@ -161,6 +159,7 @@ class World:
             ray=self._ray,
             Registry=registry,
             is_alive=lambda _: True,
+            find_agent=self._find_agent,
             start_agent=self._start_agent,
         )
         nodes = functools.partial(Nodes, fetch=lambda: self.nodes, clock=self.loop.time)
@@ -171,13 +170,13 @@ class World:
             return_all=lambda _: self.leases.clear(),
             ThreadPoolExecutor=lambda *_: types.SimpleNamespace(submit=lambda call: call()),
         )
+        links = _copy(chain + "links", Link=link.Link, Nodes=nodes)
         self._spawner_module = _copy(
             chain + "spawner",
             ray=self._ray,
             Registry=registry,
-            Link=link.Link,
+            Links=links.Links,
             Owner=link.Owner,
-            Nodes=nodes,
             Leases=leases.Leases,
         )
         self._mail_module = _copy("ray_launcher.mail", run_soon=self._run_soon)
@@ -198,17 +197,15 @@ class World:
         self._again = again
         return self._agent_module.Agent(session, name, self.spawner)
 
-    def _start_agent(self, owner: Any, node: Node, name: str, again: bool) -> Actor:
+    def _start_agent(self, session: SessionInfo, _env: object, _node: Node, name: str, again: bool) -> Actor:
         if name not in self.agents:
-            make = functools.partial(self._make_agent, owner.session, name)
+            make = functools.partial(self._make_agent, session, name)
             self.agents[name] = outside(lambda: Actor(name, make, self.chance, trouble=self._trouble))
         return self.agents[name]
 
-    def _get_actor(self, name: str, _namespace: str) -> Actor:
-        actor = self.agents.get(name.removeprefix("agent-"))
-        if actor is None or actor.gone:
-            raise ValueError(name)
-        return actor
+    def _find_agent(self, name: str) -> Actor | None:
+        actor = self.agents.get(name)
+        return None if actor is None or actor.gone else actor
 
     # -- nodes ----------------------------------------------------------------------------------------------------
 
