@@ -17,6 +17,11 @@ PRINTS = {
     "hello": ["Hello from a proc!", "hello exited with code 0"],
     "custom_spawner": ["demo exited with code 3, with the last words ['no disk']"],
     "time_limit": ["true: exited with code 0 []", "yes: killed by SIGTERM ['time limit of 0.5 s reached']"],
+    "gang": [
+        "all 4 ranks exited with code 0",
+        *(f"rank {rank} of 4, local rank {rank % 2}" for rank in range(4)),
+        "rank 2 of 4 exited with code 3",
+    ],
     "stderr_tail": [
         "unlucky exited with code 7; its last lines:",
         "  | step 998",
