@@ -167,7 +167,7 @@ def ends(request: pytest.FixtureRequest, nodes: Nodes, bystander: str) -> Iterat
 
 
 def interrupt_again(end: End) -> None:
-    until(lambda: len(procs_of(end.session)) <= end.size // TREE_SIZE, "those that heed TERM are gone")
+    until(lambda: len(procs_of(end.session)) <= end.size // TREE_SIZE, "those that heed TERM are gone", DEADLINE)
     end.driver.process.send_signal(signal.SIGINT)
     end.began = time.monotonic()
 
