@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from leaks import isolate, nothing_left
+from leaks import isolate, nothing_left, ray_starts
 from ray.job_config import JobConfig
 
 pytest.register_assert_rewrite("ray_launcher.testing")
@@ -33,8 +33,9 @@ def pytest_unconfigure() -> None:
 def cluster() -> Iterator[str]:
     """A local Ray with 4 CPUs, to which this process is connected; its address, for other drivers."""
     paths = JobConfig(_py_driver_sys_path=[str(HERE / "support"), str(HERE.parent / "examples")])
-    context = ray.init(
-        num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, job_config=paths
-    )
+    with ray_starts():
+        context = ray.init(
+            num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, job_config=paths
+        )
     yield str(context.address_info["address"])  # type: ignore[attr-defined]  # a BaseContext has none, this one has
     ray.shutdown()

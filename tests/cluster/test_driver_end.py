@@ -19,6 +19,8 @@ PROCS_GONE = 5.0
 ALL_GONE = 15.0
 #: Of the sessions here, and of `close` where no other is given.
 GRACE, CLOSE_GRACE = 1.0, 10.0
+#: Long: the first of the drivers waits until the last has come up, on a machine that has enough to do.
+LEASE = 600.0
 
 #: A leader with a child, one that has escaped into a session of its own, and one that ignores TERM as well.
 TREE = """
@@ -73,7 +75,7 @@ def end(launcher, ports, how):
 
 own = sys.argv[1] == "local"
 ray.init(sys.argv[1], log_to_driver=False, logging_level="error", **(dict(num_cpus=1, num_gpus=0) if own else {{}}))
-launcher = RayProcLauncher(grace={GRACE})
+launcher = RayProcLauncher(grace={GRACE}, lease={LEASE})
 ports = launch(launcher)
 print(launcher.session, flush=True)
 end(launcher, ports, input())
@@ -165,7 +167,7 @@ def ends(request: pytest.FixtureRequest, nodes: Nodes, bystander: str) -> Iterat
 
 
 def interrupt_again(end: End) -> None:
-    until(lambda: len(procs_of(end.session)) <= end.size // TREE_SIZE, "those that heed TERM are gone")
+    until(lambda: len(procs_of(end.session)) <= end.size // TREE_SIZE, "those that heed TERM are gone", DEADLINE)
     end.driver.process.send_signal(signal.SIGINT)
     end.began = time.monotonic()
 

@@ -74,7 +74,7 @@ def test_attach_refuses_an_unknown_id(shared: RayProcLauncher) -> None:
 
 
 def test_a_signal_reaches_the_grandchildren_too(shared: RayProcLauncher) -> None:
-    script = "sh -c 'trap \"echo got; exit\" USR1; echo READY; while :; do sleep 0.1; done' & trap : USR1; wait; wait"
+    script = "trap : USR1; sh -c 'trap \"echo got; exit\" USR1; echo READY; while :; do sleep 0.1; done' & wait; wait"
     with living(shared, "signalled", shell(script, Placement())):
         lines = shared.logs("signalled", follow=True)
         assert next(lines) == "READY"

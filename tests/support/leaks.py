@@ -7,10 +7,12 @@ machine are not looked at.
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +43,17 @@ def isolate() -> Iterator[Path]:
                 os.environ[name] = value
         tempfile.tempdir = None
         shutil.rmtree(root, ignore_errors=True)
+
+
+@contextmanager
+def ray_starts() -> Iterator[None]:
+    """Around what starts Ray: where the dashboard's port is taken it leaves a socket to the garbage collector, whose
+    warning would fail whichever test runs then.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+        gc.collect()
 
 
 class Traces:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from leaks import ray_starts
 from node_rig import running, until
 from ray.cluster_utils import Cluster
 
@@ -39,7 +40,8 @@ class Nodes:
         quiet: dict[str, Any] = {"include_dashboard": False, "num_gpus": 0, "object_store_memory": 100 << 20}
         self._quiet = quiet
         head = {"num_cpus": 0, "labels": {"zone": "head"}, "_system_config": _HEALTH_CHECKS, **quiet}
-        self._cluster = Cluster(initialize_head=True, connect=False, head_node_args=head)
+        with ray_starts():
+            self._cluster = Cluster(initialize_head=True, connect=False, head_node_args=head)
         self.address: str = self._cluster.address
         for zone in ("a", "b"):
             self._cluster.add_node(num_cpus=2, labels={"zone": zone, "disk": f"ssd-{zone}"}, **{**quiet, "num_gpus": 2})
