@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
 from ray_launcher import LaunchOptions
+from ray_launcher.cli.gangs import Shape, gang_options, shape_of
+from ray_launcher.cli.jobs import AGang, Job, Several
 from ray_launcher.cli.limits import limit_fields, limit_options
 from ray_launcher.cli.outcome import TAIL_LINES
+from ray_launcher.cli.resources import placement, resource_options
 from ray_launcher.cli.running import Run
 
 _HINT = (
@@ -94,7 +97,7 @@ def _text(value: str) -> str:
     options_metavar="[OPTIONS] --",
     no_args_is_help=True,
 )
-@click.option("-n", "nprocs", type=click.IntRange(min=1), default=1, metavar="N", help="Procs to start.  [default: 1]")
+@gang_options
 @click.option(
     "-e",
     "--env",
@@ -123,6 +126,7 @@ def _text(value: str) -> str:
     metavar="SECONDS",
     help="Time between SIGTERM and SIGKILL when procs are terminated.  [default: 10]",
 )
+@resource_options
 @limit_options
 @click.option(
     "--address", type=_text, metavar="ADDRESS", help="Cluster to use: HOST:PORT, auto, or local to start Ray."
@@ -135,7 +139,7 @@ def run(  # noqa: PLR0913  # one argument per option
     ctx: click.Context,
     /,
     *,
-    nprocs: int,
+    nprocs: int | None,
     env: Sequence[tuple[str, str]],
     env_remove: Sequence[str],
     cwd: str | None,
@@ -144,28 +148,36 @@ def run(  # noqa: PLR0913  # one argument per option
     name: str,
     program: str,
     args: Sequence[str],
-    **limits: Any,
+    **others: Any,
 ) -> int:
     """See `_HELP`."""
-    where = _directory(cwd)
-
-    def options(rank: int) -> LaunchOptions:
-        ours = {"RAY_LAUNCHER_RANK": str(rank), "RAY_LAUNCHER_NPROCS": str(nprocs)}
-        return LaunchOptions(
-            program=program,
-            args=args,
-            env={**dict(env), **ours},
-            env_remove=env_remove,
-            cwd=where,
-            tail_lines=TAIL_LINES,
-            **limit_fields(limits, grace),
-        )
-
     try:
-        launches = {f"{name}/{rank}": options(rank) for rank in range(nprocs)}
+        shape = shape_of({"nprocs": nprocs, **others})
+        shared: dict[str, Any] = {
+            "program": program,
+            "args": args,
+            "env_remove": env_remove,
+            "cwd": _directory(cwd),
+            "tail_lines": TAIL_LINES,
+            "placement": placement(others),
+            **limit_fields(others, grace),
+        }
+        job = _gang(name, shape, grace, dict(env), shared) if shape else _several(name, nprocs or 1, dict(env), shared)
     except (TypeError, ValueError) as error:
         raise click.UsageError(str(error), ctx) from error
-    return Run(launches, address, grace).execute()
+    return Run(job, address, grace).execute()
+
+
+def _several(name: str, nprocs: int, env: Mapping[str, str], shared: Mapping[str, Any]) -> Job:
+    def options(rank: int) -> LaunchOptions:
+        ours = {"RAY_LAUNCHER_RANK": str(rank), "RAY_LAUNCHER_NPROCS": str(nprocs)}
+        return LaunchOptions(env={**env, **ours}, **shared)
+
+    return Several({f"{name}/{rank}": options(rank) for rank in range(nprocs)})
+
+
+def _gang(name: str, shape: Shape, grace: float, env: Mapping[str, str], shared: Mapping[str, Any]) -> Job:
+    return AGang(name, shape, LaunchOptions(env=env, **shared), grace)
 
 
 def _directory(cwd: str | None) -> str | None:
