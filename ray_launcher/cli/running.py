@@ -23,7 +23,9 @@ from ray_launcher.cli import outcome
 from ray_launcher.cli.connect import ConnectError, connect
 from ray_launcher.cli.jobs import Job
 from ray_launcher.cli.output import STDERR, STDOUT, OutputAbandonedError, Plain, Prefixed, Screen, View
+from ray_launcher.cli.progress import Progress
 from ray_launcher.cli.signals import deliver_to, ignore
+from ray_launcher.cli.waiting import Watch
 
 #: Seconds for the session and Ray to be taken down when every proc has ended.
 _LEAVE = 30.0
@@ -31,6 +33,8 @@ _LEAVE = 30.0
 _LEAVE_NOW = 5.0
 #: Seconds after the first failure at which it is worth saying that the others run on: a summary may come by itself.
 _NOTICE = 2.0
+#: Seconds without news after which the live line is brought up to date.
+_MOMENT = 0.1
 #: Seconds for the spawner to tell which failure came first.
 _FETCH = 10.0
 _Failures = Sequence[tuple[int, ProcExitResult]]
@@ -48,6 +52,8 @@ class Run:
         self._screen = Screen(on_closed=lambda error: self._mail.put(partial(self._output_closed, error)))
         self._launcher: RayProcLauncher | None = None
         self._shower: threading.Thread | None = None
+        self._watch: Watch | None = None
+        self._progress = Progress(self._screen)
         self._showing = True
         self._ports: list[ExitPort] = []
         self._running: set[int] = set()  # ranks
@@ -66,11 +72,20 @@ class Run:
         code = outcome.LAUNCHER_ERROR
         try:
             while not self._over:
-                self._mail.get()()
+                self._handle()
             code = self._conclude()
         finally:
             self._leave(code)
         return code
+
+    def _handle(self) -> None:
+        """The next thing that comes; where none does for a moment, what has come is shown."""
+        try:
+            news = self._mail.get(timeout=_MOMENT if self._progress.stale else None)
+        except queue.Empty:
+            self._progress.show()
+        else:
+            news()
 
     # -- other threads --------------------------------------------------------------------------------------------
 
@@ -103,6 +118,9 @@ class Run:
     def _hear_of(self, rank: int, result: ProcExitResult) -> None:
         self._mail.put(partial(self._ended, rank, result))
 
+    def _hear_of_start(self, started: int, reason: str) -> None:
+        self._mail.put(partial(self._progress.started, started, reason))
+
     def _take_signals(self) -> None:
         deliver_to(lambda number: self._mail.put(partial(self._signalled, number)))
 
@@ -123,6 +141,8 @@ class Run:
         view: View = Plain(self._screen) if len(self._ids) == 1 else Prefixed(self._screen)
         self._shower = threading.Thread(target=self._show, args=(launcher, view), name="output", daemon=True)
         self._shower.start()
+        self._progress.begin(len(self._ids))
+        self._watch = Watch(launcher, self._ids, self._hear_of_start)
 
     def _give_up(self, why: str) -> None:
         self._screen.say(why)
@@ -131,6 +151,7 @@ class Run:
 
     def _ended(self, rank: int, result: ProcExitResult) -> None:
         self._running.discard(rank)
+        self._progress.ended(ok=result.ok)
         if result.ok and outcome.limit_words(result):
             self._limited.append((rank, result))
         if not result.ok:
@@ -214,6 +235,7 @@ class Run:
 
     def _conclude(self) -> int:
         """Say what there is to say, and choose the exit code."""
+        self._progress.finish()
         if self._verdict is not None:
             return self._verdict
         if not self._failures:
@@ -267,10 +289,12 @@ class Run:
         deadline.daemon = True
         deadline.start()
         with contextlib.suppress(Exception):  # the cluster may be gone, and with it all that is to be ended
+            if self._watch is not None:
+                self._watch.stop(1.0)  # not in Ray while that is shut down
             if self._launcher is not None:
                 self._launcher.close(0)
             if self._shower is not None:
-                self._shower.join(1.0)  # unless it hangs in a write: not in Ray while that is shut down
+                self._shower.join(1.0)  # unless it hangs in a write; the same
             ray.shutdown()
         deadline.cancel()
 
