@@ -13,6 +13,8 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _PerNode = int | Literal["gpu", "cpu"]
 
 _STRATEGIES = ("SPREAD", "PACK", "STRICT_PACK", "STRICT_SPREAD")
+#: What `launch_gang` takes; said here before a cluster is looked for.
+_MOST = 100_000
 #: Each way to say how many, as a user writes it.
 _WAYS = {"nprocs": "-n", "job": "-j", "nnodes": "--nnodes", "nproc_per_node": "--nproc-per-node"}
 
@@ -61,7 +63,9 @@ _OPTIONS = (
     click.option(
         "--strategy",
         type=click.Choice(_STRATEGIES, case_sensitive=False),
-        help="How the N of a gang are put on the cluster's nodes; Ray's words for placement groups.  [default: SPREAD]",
+        metavar="STRATEGY",
+        help="How the N of a gang are put on the cluster's nodes: SPREAD, PACK, STRICT_SPREAD (each on a node of its own)"
+        " or STRICT_PACK (all on one).  [default: SPREAD]",
     ),
     click.option("--no-fail-fast", is_flag=True, help="Let the others of a gang run on when one fails."),
 )
@@ -86,4 +90,6 @@ def shape_of(options: Mapping[str, Any]) -> Shape | None:
                 raise click.UsageError(f"{option} is for a gang; give -j NxM, or --nnodes, instead of -n")
         return None
     nnodes, nproc = options["job"] or (options["nnodes"] or 1, options["nproc_per_node"] or 1)
+    if isinstance(nproc, int) and nnodes * nproc > _MOST:
+        raise click.UsageError(f"{nnodes} x {nproc} are {nnodes * nproc} procs; a gang has {_MOST} at most")
     return Shape(nnodes, nproc, options["strategy"] or "SPREAD", not options["no_fail_fast"])

@@ -94,7 +94,7 @@ _OPTIONS = (
         "--start-timeout",
         type=duration,
         metavar="TIME",
-        help="Give up when the resources are not there after so long: seconds, or as in 30m.  [default: wait]",
+        help="Give up when the resources, or the labels, are not there after so long: seconds, or as in 30m.  [default: wait]",
     ),
 )
 
