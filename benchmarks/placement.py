@@ -1,4 +1,4 @@
-"""What resources and gangs cost: a leased launch beside one that holds nothing, gangs beside torchrun and launch_many."""
+"""What resources and gangs cost: a leased launch beside one without; gangs beside torchrun and launch_many."""
 
 from __future__ import annotations
 

@@ -30,6 +30,7 @@ from ray_launcher.launcher import ActorProcLauncher, LaunchResult, ProcLauncher
 from ray_launcher.logs import LogChunk
 from ray_launcher.options import LaunchOptions, Placement, ProcBind
 from ray_launcher.port import ExitPort
+from ray_launcher.ranks import gang_env
 from ray_launcher.session import RayProcLauncher
 from ray_launcher.spawner import ProcSpawner, start_spawner
 
@@ -64,5 +65,6 @@ __all__ = [
     "TerminateError",
     "UnknownProcError",
     "decode_exit",
+    "gang_env",
     "start_spawner",
 ]

@@ -84,6 +84,18 @@ def rank_env(member: Member, master_addr: str, master_port: int) -> dict[str, st
     }
 
 
+def gang_env(gang_id: str, rank: int, *, nnodes: int = 1, nproc_per_node: int = 1) -> dict[str, str | None]:
+    """The variables that `RayProcLauncher.launch_gang` sets for a rank; None: the value is known only at the launch.
+
+    Raises ValueError for a rank that such a gang does not have.
+    """
+    shape = Shape("", gang_id, nnodes, nproc_per_node)
+    if not 0 <= rank < shape.size:
+        raise ValueError(f"rank must be 0 to {shape.size - 1} in a gang of {nnodes} x {nproc_per_node}, not {rank}")
+    at_launch = dict.fromkeys(("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"))
+    return {**rank_env(Member(shape, rank), "", 0), **at_launch}
+
+
 def for_all(per_rank: Mapping[str, float], nproc: int) -> dict[str, float]:
     """What so many ranks on one node need. Of GPUs, a share does not span two: a GPU holds as many as fit whole."""
     total = {name: quantity * nproc for name, quantity in per_rank.items()}

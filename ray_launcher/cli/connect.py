@@ -53,6 +53,10 @@ def _quieten() -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     os.environ.setdefault("RAY_USAGE_STATS_PROMPT_ENABLED", "0")
+    from ray._private import worker  # noqa: PLC0415  # private: kept to this place
+
+    # Ray prints what it thinks of failed tasks on stdout, which is the program's, whatever log_to_driver says.
+    worker.print_to_stdstream = lambda *_args, **_options: None
 
 
 def _resolve(asked: str | None) -> str | None:

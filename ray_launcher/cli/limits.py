@@ -115,12 +115,12 @@ def limit_options(command: _Command) -> _Command:
 
 def limit_fields(limits: Mapping[str, Any], grace: float) -> dict[str, Any]:
     """Fields of the launch options. Raises `click.BadParameter`, TypeError and ValueError."""
-    bindings = _once("--bind", limits["bind"])
+    bindings = once("--bind", limits["bind"])
     if limits["pre_kill_signal"] is not None and limits["time_limit"] is None:
         raise click.BadParameter("it comes before the time limit; give --time-limit too", param_hint="'--signal'")
     return {
         "proc_bind": ProcBind(**bindings) if bindings else None,
-        "rlimits": _once("--rlimit", limits["rlimit"]),
+        "rlimits": once("--rlimit", limits["rlimit"]),
         "umask": limits["umask"],
         "nice": limits["nice"],
         "time_limit": limits["time_limit"],
@@ -129,7 +129,8 @@ def limit_fields(limits: Mapping[str, Any], grace: float) -> dict[str, Any]:
     }
 
 
-def _once(option: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def once(option: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs as a dict. Raises `click.BadParameter`, naming the option, when a name is there twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise click.BadParameter("the same name is there twice; give it once", param_hint=f"'{option}'")

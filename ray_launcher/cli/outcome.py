@@ -75,19 +75,25 @@ def summary_of_limits(limited: Sequence[tuple[int, ProcExitResult]], nprocs: int
     return f"rank {rank} of {nprocs}: {first}{limit_words(first)}{others}"
 
 
-def summary_of_many(failures: Sequence[tuple[int, ProcExitResult]], nprocs: int) -> str:
-    """The first failure with its last words, and who else failed. `failures`: (rank, result), in order of arrival."""
+def summary_of_many(failures: Sequence[tuple[int, ProcExitResult]], nprocs: int, address: str | None = None) -> str:
+    """The first failure with its last words, and who else failed.
+
+    failures: (rank, result), the first one first.  address: of the node where that was, if known.
+    """
     rank, first = failures[0]
-    text = f"rank {rank} of {nprocs}"
+    where = f" on {address}" if address else ""
+    text = f"rank {rank} of {nprocs}{where}"
     if len(failures) > 1:
         ranks = sorted(rank for rank, _ in failures)
         named = ", ".join(map(str, ranks[:_RANKS_NAMED])) + (", ..." if len(ranks) > _RANKS_NAMED else "")
-        text = f"{len(failures)} of {nprocs} ranks failed ({named}), the first of them rank {rank}"
+        text = f"{len(failures)} of {nprocs} ranks failed ({named}), the first of them rank {rank}{where}"
     tail = (first.stderr_tail or [])[-TAIL_LINES:]
     return "\n".join([f"{text}: {first}", *(f"  {line}" for line in tail)])
 
 
-def notice(rank: int, result: ProcExitResult, running: int) -> str:
-    """The first failure soon after it happened, for those who watch the others go on."""
-    others = "1 other runs on" if running == 1 else f"{running} others run on"
-    return f"rank {rank}: {result}; {others}"
+def notice(rank: int, result: ProcExitResult, running: int, *, ended: bool = False) -> str:
+    """The first failure soon after it happened, for those who watch the others. ended: those are being ended."""
+    others = "1 other" if running == 1 else f"{running} others"
+    if ended:
+        return f"rank {rank}: {result}; terminating {others}"
+    return f"rank {rank}: {result}; {others} {'runs' if running == 1 else 'run'} on"

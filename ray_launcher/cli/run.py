@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
 from ray_launcher import LaunchOptions
+from ray_launcher.cli.dry import plan
+from ray_launcher.cli.gangs import Shape, gang_options, shape_of
+from ray_launcher.cli.jobs import AGang, Several
 from ray_launcher.cli.limits import limit_fields, limit_options
 from ray_launcher.cli.outcome import TAIL_LINES
+from ray_launcher.cli.resources import placement, resource_options
 from ray_launcher.cli.running import Run
 
 _HINT = (
@@ -22,8 +26,9 @@ _HINT = (
 _HELP = """Run PROGRAM on the cluster, and show what it writes, as it comes.
 
 \b
-Example:
+Examples:
   ray-launcher run -n 4 --env LR=0.1 -- python train.py --epochs 3
+  ray-launcher run -j 2x4 --gpus 1 -- python train.py
 
 The cluster is that of --address or RAY_ADDRESS, else one that runs on this machine (`ray start`), else Ray is started
 here, and stopped at the end.
@@ -31,16 +36,23 @@ here, and stopped at the end.
 stdout goes to stdout and stderr to stderr: untouched for one proc; in whole lines behind "[RANK] " for several. PROGRAM
 writes to files, so it may buffer, as it does in a pipe. Its stdin is empty.
 
-Each proc finds its rank, 0 to N-1, in RAY_LAUNCHER_RANK, and N in RAY_LAUNCHER_NPROCS. When one fails, the others run
-on.
+Each proc finds its rank, 0 to N-1, in RAY_LAUNCHER_RANK, and N in RAY_LAUNCHER_NPROCS. When one of -n fails, the others
+run on.
+
+With -j, or torchrun's --nnodes and --nproc-per-node, the procs are a gang: they get their places all at once, or wait;
+they find what torchrun sets (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT ...); and the first to fail ends the
+others, with SIGKILL after --grace. Each sees the GPUs of all of its gang on its node.
+
+What --cpus, --gpus, --memory and --resources name is held by each proc while it runs. While it is not to be had, a line
+on stderr says what is waited for.
 
 Ctrl-C, SIGTERM or SIGHUP terminates the procs; a second Ctrl-C kills them; a third stops waiting for anything.
 
 A proc that reaches its time limit is told at the end, with how it ended, which its exit code tells too.
 
 Exit code: PROGRAM's own, or 128+N when signal N killed it; 127 when it was not found, 126 when it could not be
-executed, 125 for any other failure to run it. With several procs it is that of the first to fail. 141 when the reader
-of our output has gone, as after `| head`.
+executed, 125 for any other failure to run it. With several procs it is that of the first to fail, which is told last,
+and in a gang with its node. 141 when the reader of our output has gone, as after `| head`.
 """
 
 
@@ -94,7 +106,7 @@ def _text(value: str) -> str:
     options_metavar="[OPTIONS] --",
     no_args_is_help=True,
 )
-@click.option("-n", "nprocs", type=click.IntRange(min=1), default=1, metavar="N", help="Procs to start.  [default: 1]")
+@gang_options
 @click.option(
     "-e",
     "--env",
@@ -123,7 +135,9 @@ def _text(value: str) -> str:
     metavar="SECONDS",
     help="Time between SIGTERM and SIGKILL when procs are terminated.  [default: 10]",
 )
+@resource_options
 @limit_options
+@click.option("--dry-run", is_flag=True, help="Print what would be launched, and launch nothing.")
 @click.option(
     "--address", type=_text, metavar="ADDRESS", help="Cluster to use: HOST:PORT, auto, or local to start Ray."
 )
@@ -135,37 +149,50 @@ def run(  # noqa: PLR0913  # one argument per option
     ctx: click.Context,
     /,
     *,
-    nprocs: int,
+    nprocs: int | None,
     env: Sequence[tuple[str, str]],
     env_remove: Sequence[str],
     cwd: str | None,
     grace: float,
+    dry_run: bool,
     address: str | None,
     name: str,
     program: str,
     args: Sequence[str],
-    **limits: Any,
+    **others: Any,
 ) -> int:
     """See `_HELP`."""
-    where = _directory(cwd)
-
-    def options(rank: int) -> LaunchOptions:
-        ours = {"RAY_LAUNCHER_RANK": str(rank), "RAY_LAUNCHER_NPROCS": str(nprocs)}
-        return LaunchOptions(
-            program=program,
-            args=args,
-            env={**dict(env), **ours},
-            env_remove=env_remove,
-            cwd=where,
-            tail_lines=TAIL_LINES,
-            **limit_fields(limits, grace),
-        )
-
     try:
-        launches = {f"{name}/{rank}": options(rank) for rank in range(nprocs)}
+        shape = shape_of({"nprocs": nprocs, **others})
+        shared: dict[str, Any] = {
+            "program": program,
+            "args": args,
+            "env_remove": env_remove,
+            "cwd": _directory(cwd),
+            "tail_lines": TAIL_LINES,
+            "placement": placement(others),
+            **limit_fields(others, grace),
+        }
+        job = _gang(name, shape, grace, dict(env), shared) if shape else _several(name, nprocs or 1, dict(env), shared)
     except (TypeError, ValueError) as error:
         raise click.UsageError(str(error), ctx) from error
-    return Run(launches, address, grace).execute()
+    if dry_run:
+        for line in plan(job):
+            click.echo(os.fsencode(line))
+        return 0
+    return Run(job, address, grace).execute()
+
+
+def _several(name: str, nprocs: int, env: Mapping[str, str], shared: Mapping[str, Any]) -> Several:
+    def options(rank: int) -> LaunchOptions:
+        ours = {"RAY_LAUNCHER_RANK": str(rank), "RAY_LAUNCHER_NPROCS": str(nprocs)}
+        return LaunchOptions(env={**env, **ours}, **shared)
+
+    return Several({f"{name}/{rank}": options(rank) for rank in range(nprocs)})
+
+
+def _gang(name: str, shape: Shape, grace: float, env: Mapping[str, str], shared: Mapping[str, Any]) -> AGang:
+    return AGang(name, shape, LaunchOptions(env=env, **shared), grace)
 
 
 def _directory(cwd: str | None) -> str | None:

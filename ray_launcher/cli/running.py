@@ -12,16 +12,20 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TypeVar
 
 import ray
 
-from ray_launcher import ExitPort, Failed, LaunchOptions, ProcExitResult, ProcLauncherError, RayProcLauncher, Signaled
+from ray_launcher import ExitPort, Failed, ProcExitResult, ProcLauncherError, RayProcLauncher, Signaled
 from ray_launcher.cli import outcome
 from ray_launcher.cli.connect import ConnectError, connect
+from ray_launcher.cli.jobs import Job
 from ray_launcher.cli.output import STDERR, STDOUT, OutputAbandonedError, Plain, Prefixed, Screen, View
+from ray_launcher.cli.progress import Progress
 from ray_launcher.cli.signals import deliver_to, ignore
+from ray_launcher.cli.waiting import Watch
 
 #: Seconds for the session and Ray to be taken down when every proc has ended.
 _LEAVE = 30.0
@@ -29,22 +33,30 @@ _LEAVE = 30.0
 _LEAVE_NOW = 5.0
 #: Seconds after the first failure at which it is worth saying that the others run on: a summary may come by itself.
 _NOTICE = 2.0
+#: Seconds without news after which the live line is brought up to date.
+_MOMENT = 0.1
+#: Seconds for the spawner to tell which failure came first.
+_FETCH = 10.0
+_Failures = Sequence[tuple[int, ProcExitResult]]
+_T = TypeVar("_T")
 _FDS = {"stdout": STDOUT, "stderr": STDERR}
 
 
 class Run:
-    """Runs procs and shows what they write. Their ranks are their places in `launches`."""
+    """Runs procs and shows what they write."""
 
-    def __init__(self, launches: Mapping[str, LaunchOptions], address: str | None, grace: float) -> None:
-        self._launches, self._address, self._grace = launches, address, grace
-        self._ids = list(launches)
+    def __init__(self, job: Job, address: str | None, grace: float) -> None:
+        self._job, self._address, self._grace = job, address, grace
+        self._ids: list[str] = []  # by rank, once launched
         self._mail: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._screen = Screen(on_closed=lambda error: self._mail.put(partial(self._output_closed, error)))
         self._launcher: RayProcLauncher | None = None
         self._shower: threading.Thread | None = None
+        self._watch: Watch | None = None
+        self._progress = Progress(self._screen)
         self._showing = True
         self._ports: list[ExitPort] = []
-        self._running = set(range(len(launches)))  # ranks
+        self._running: set[int] = set()  # ranks
         self._failures: list[tuple[int, ProcExitResult]] = []  # as they arrived
         self._limited: list[tuple[int, ProcExitResult]] = []  # those that ended well, but at their time limit
         self._asked: int | None = None  # the signal on which we end the procs
@@ -60,17 +72,27 @@ class Run:
         code = outcome.LAUNCHER_ERROR
         try:
             while not self._over:
-                self._mail.get()()
+                self._handle()
             code = self._conclude()
         finally:
             self._leave(code)
         return code
+
+    def _handle(self) -> None:
+        """The next thing that comes; where none does for a moment, what has come is shown."""
+        try:
+            news = self._mail.get(timeout=_MOMENT if self._progress.stale else None)
+        except queue.Empty:
+            self._progress.show()
+        else:
+            news()
 
     # -- other threads --------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
         try:
             connect(self._address)
+            self._job.settle()
             self._mail.put(self._take_signals)  # Ray has just put its own handler before ours, one that aborts
             launcher = RayProcLauncher(grace=self._grace)
         except ConnectError as error:
@@ -96,6 +118,9 @@ class Run:
     def _hear_of(self, rank: int, result: ProcExitResult) -> None:
         self._mail.put(partial(self._ended, rank, result))
 
+    def _hear_of_start(self, started: int, reason: str) -> None:
+        self._mail.put(partial(self._progress.started, started, reason))
+
     def _take_signals(self) -> None:
         deliver_to(lambda number: self._mail.put(partial(self._signalled, number)))
 
@@ -104,16 +129,20 @@ class Run:
     def _begin(self, launcher: RayProcLauncher) -> None:
         self._launcher = launcher
         try:
-            launched = launcher.launch_many(self._launches)
-        except ProcLauncherError as error:
+            launched = self._job.launch(launcher)
+        except (ProcLauncherError, TypeError, ValueError) as error:
             self._give_up(str(error))
             return
-        self._ports = [launched[proc_id].exit_port for proc_id in self._ids]
+        self._ids = [each.proc_id for each in launched]
+        self._ports = [each.exit_port for each in launched]
+        self._running = set(range(len(launched)))
         for rank, port in enumerate(self._ports):
             port.add_done_callback(partial(self._hear_of, rank))
         view: View = Plain(self._screen) if len(self._ids) == 1 else Prefixed(self._screen)
         self._shower = threading.Thread(target=self._show, args=(launcher, view), name="output", daemon=True)
         self._shower.start()
+        self._progress.begin(len(self._ids))
+        self._watch = Watch(launcher, self._ids, self._hear_of_start)
 
     def _give_up(self, why: str) -> None:
         self._screen.say(why)
@@ -122,6 +151,7 @@ class Run:
 
     def _ended(self, rank: int, result: ProcExitResult) -> None:
         self._running.discard(rank)
+        self._progress.ended(ok=result.ok)
         if result.ok and outcome.limit_words(result):
             self._limited.append((rank, result))
         if not result.ok:
@@ -196,20 +226,16 @@ class Run:
         self._screen.say(text, after_control_c=number == signal.SIGINT)
 
     def _terminate(self) -> None:
-        for rank in sorted(self._running):
-            self._request(lambda launcher, proc_id: launcher.terminate(proc_id, self._grace), rank)
+        with contextlib.suppress(ProcLauncherError):  # the spawner is gone: the ports will say so
+            self._job.terminate(self._running, self._grace)
 
     def _kill(self) -> None:
-        for rank in sorted(self._running):
-            self._request(lambda launcher, proc_id: launcher.kill(proc_id), rank)
-
-    def _request(self, ask: Callable[[RayProcLauncher, str], object], rank: int) -> None:
-        if self._launcher is not None:
-            with contextlib.suppress(ProcLauncherError):  # the spawner is gone: the port will say so
-                ask(self._launcher, self._ids[rank])
+        with contextlib.suppress(ProcLauncherError):  # the same
+            self._job.kill(self._running)
 
     def _conclude(self) -> int:
         """Say what there is to say, and choose the exit code."""
+        self._progress.finish()
         if self._verdict is not None:
             return self._verdict
         if not self._failures:
@@ -217,26 +243,38 @@ class Run:
             if text is not None:
                 self._screen.say(text)
             return 0
-        rank, first = self._failures[0]
+        failures: _Failures = self._failures
         if self._asked is None or self._unasked:
-            self._summarise(self._failures[: self._unasked or None])
+            failures, address = self._blamed(failures[: self._unasked or None])
+            self._summarise(failures, address)
         else:
-            if isinstance(first.kind, Failed):  # it had not been started yet
+            if isinstance(failures[0][1].kind, Failed):  # it had not been started yet
                 return outcome.BY_SIGNAL + self._asked
             self._tell_who_was_killed()
+        rank, first = failures[0]
         return outcome.exit_code(first, self._ports[rank])
 
-    def _summarise(self, failures: list[tuple[int, ProcExitResult]]) -> None:
+    def _blamed(self, failures: _Failures) -> tuple[_Failures, str | None]:
+        """The same with the one first that is to blame, alone where it ended the others; and its node's address."""
+        blame = _within(_FETCH, self._job.blame)
+        results = dict(self._failures)
+        rank, address = blame or (failures[0][0], None)
+        if rank not in results:
+            return failures, None
+        others = [] if self._job.fail_fast else [each for each in failures if each[0] != rank]
+        return [(rank, results[rank]), *others], address
+
+    def _summarise(self, failures: _Failures, address: str | None) -> None:
         if len(self._ids) == 1:
             text = outcome.summary_of_one(failures[0][1])
         else:
-            text = outcome.summary_of_many(failures, len(self._ids))
+            text = outcome.summary_of_many(failures, len(self._ids), address)
         if text is not None:
             self._screen.say(text)
 
     def _tell_of_first(self) -> None:
         if self._running and not self._ending:
-            self._screen.say(outcome.notice(*self._failures[0], len(self._running)))
+            self._screen.say(outcome.notice(*self._failures[0], len(self._running), ended=self._job.fail_fast))
 
     def _tell_who_was_killed(self) -> None:
         killed = [rank for rank, result in self._failures if result.kind == Signaled(signal.SIGKILL)]
@@ -251,13 +289,29 @@ class Run:
         deadline.daemon = True
         deadline.start()
         with contextlib.suppress(Exception):  # the cluster may be gone, and with it all that is to be ended
+            if self._watch is not None:
+                self._watch.stop(1.0)  # not in Ray while that is shut down
             if self._launcher is not None:
                 self._launcher.close(0)
             if self._shower is not None:
-                self._shower.join(1.0)  # unless it hangs in a write: not in Ray while that is shut down
+                self._shower.join(1.0)  # unless it hangs in a write; the same
             ray.shutdown()
         deadline.cancel()
 
 
 def _procs(count: int) -> str:
     return "1 proc" if count == 1 else f"{count} procs"
+
+
+def _within(seconds: float, ask: Callable[[], _T]) -> _T | None:
+    """The answer of something that blocks, unless it takes too long or fails."""
+    answers: list[_T] = []
+
+    def asking() -> None:
+        with contextlib.suppress(Exception):
+            answers.append(ask())
+
+    thread = threading.Thread(target=asking, name="asking", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answers[0] if answers else None

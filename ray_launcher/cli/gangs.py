@@ -1,0 +1,95 @@
+"""Options of the command line for how many procs there are, and whether they are a gang."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import click
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_PerNode = int | Literal["gpu", "cpu"]
+
+_STRATEGIES = ("SPREAD", "PACK", "STRICT_PACK", "STRICT_SPREAD")
+#: What `launch_gang` takes; said here before a cluster is looked for.
+_MOST = 100_000
+#: Each way to say how many, as a user writes it.
+_WAYS = {"nprocs": "-n", "job": "-j", "nnodes": "--nnodes", "nproc_per_node": "--nproc-per-node"}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A gang: groups ("nodes") of procs. nproc: of a group; "gpu" or "cpu" for as many as the smallest node has."""
+
+    nnodes: int
+    nproc: _PerNode
+    strategy: Literal["SPREAD", "PACK", "STRICT_PACK", "STRICT_SPREAD"] = "SPREAD"
+    fail_fast: bool = True
+
+
+def _per_node(value: str) -> _PerNode:
+    kinds: dict[str, _PerNode] = {"gpu": "gpu", "cpu": "cpu"}
+    if value in kinds:
+        return kinds[value]
+    if not re.fullmatch("[1-9][0-9]{0,5}", value):
+        raise click.BadParameter(f"{value!r} is not a number of procs; write 1 or more, or gpu, or cpu")
+    return int(value)
+
+
+def _job(value: str) -> tuple[int, _PerNode]:
+    found = re.fullmatch("([1-9][0-9]{0,5})x([1-9][0-9]{0,5}|gpu|cpu)", value)
+    if found is None:
+        raise click.BadParameter(f"{value!r} is no gang; write NODESxPROCS, 1 or more of each, as in 2x4 or 2xgpu")
+    return int(found[1]), _per_node(found[2])
+
+
+_OPTIONS = (
+    click.option("-n", "nprocs", type=click.IntRange(min=1), metavar="N", help="Procs to start.  [default: 1]"),
+    click.option(
+        "-j",
+        "job",
+        type=_job,
+        metavar="NxM",
+        help="Start a gang instead: N nodes with M procs each. M may be gpu or cpu, for as many as each node has.",
+    ),
+    click.option(
+        "--nnodes", type=click.IntRange(min=1), metavar="N", help="The same in torchrun's words.  [default: 1]"
+    ),
+    click.option(
+        "--nproc-per-node", type=_per_node, metavar="M", help="With --nnodes: a number, gpu or cpu.  [default: 1]"
+    ),
+    click.option(
+        "--strategy",
+        type=click.Choice(_STRATEGIES, case_sensitive=False),
+        metavar="STRATEGY",
+        help="How the N of a gang are put on the cluster's nodes: SPREAD, PACK, STRICT_SPREAD (each on a node of its own)"
+        " or STRICT_PACK (all on one).  [default: SPREAD]",
+    ),
+    click.option("--no-fail-fast", is_flag=True, help="Let the others of a gang run on when one fails."),
+)
+
+
+def gang_options(command: _Command) -> _Command:
+    """Add the options to a command, which gets them as keywords for `shape_of`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def shape_of(options: Mapping[str, Any]) -> Shape | None:
+    """The gang that is asked for, if one is. Raises `click.UsageError`."""
+    given = [name for name in _WAYS if options[name] is not None]
+    if len(given) > 1 and given != ["nnodes", "nproc_per_node"]:
+        first, second = (_WAYS[name] for name in given[:2])
+        raise click.UsageError(f"{first} and {second} both say how many procs there are; give one of them")
+    if not given or given == ["nprocs"]:
+        for name, option in (("strategy", "--strategy"), ("no_fail_fast", "--no-fail-fast")):
+            if options[name]:
+                raise click.UsageError(f"{option} is for a gang; give -j NxM, or --nnodes, instead of -n")
+        return None
+    nnodes, nproc = options["job"] or (options["nnodes"] or 1, options["nproc_per_node"] or 1)
+    if isinstance(nproc, int) and nnodes * nproc > _MOST:
+        raise click.UsageError(f"{nnodes} x {nproc} are {nnodes * nproc} procs; a gang has {_MOST} at most")
+    return Shape(nnodes, nproc, options["strategy"] or "SPREAD", not options["no_fail_fast"])
