@@ -62,9 +62,9 @@ _OPTIONS = (
     ),
     click.option(
         "--strategy",
-        type=click.Choice(_STRATEGIES, case_sensitive=False),
+        type=click.Choice(_STRATEGIES),
         metavar="STRATEGY",
-        help="How the N of a gang are put on the cluster's nodes: SPREAD, PACK, STRICT_SPREAD (each on a node of its own)"
+        help="How the N of a gang are put on the cluster's nodes: SPREAD, PACK, STRICT_SPREAD (each on one of its own),"
         " or STRICT_PACK (all on one).  [default: SPREAD]",
     ),
     click.option("--no-fail-fast", is_flag=True, help="Let the others of a gang run on when one fails."),

@@ -94,7 +94,8 @@ _OPTIONS = (
         "--start-timeout",
         type=duration,
         metavar="TIME",
-        help="Give up when the resources, or the labels, are not there after so long: seconds, or as in 30m.  [default: wait]",
+        help="Give up when resources, or nodes with the labels, are not there after so long: seconds, or as in 30m."
+        "  [default: wait]",
     ),
 )
 

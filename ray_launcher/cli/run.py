@@ -40,8 +40,8 @@ Each proc finds its rank, 0 to N-1, in RAY_LAUNCHER_RANK, and N in RAY_LAUNCHER_
 run on.
 
 With -j, or torchrun's --nnodes and --nproc-per-node, the procs are a gang: they get their places all at once, or wait;
-they find what torchrun sets (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT ...); and the first to fail ends the
-others, with SIGKILL after --grace. Each sees the GPUs of all of its gang on its node.
+they find what torchrun sets (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT ...); and the first to fail ends
+the others, with SIGKILL after --grace. Each sees the GPUs of all of its gang on its node.
 
 What --cpus, --gpus, --memory and --resources name is held by each proc while it runs. While it is not to be had, a line
 on stderr says what is waited for.

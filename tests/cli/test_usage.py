@@ -9,20 +9,24 @@ from pathlib import Path
 import pytest
 
 import ray_launcher
-from ray_launcher import LaunchOptions, ProcBind
+from ray_launcher import LaunchOptions, Placement, ProcBind
 from ray_launcher.cli import run
+from ray_launcher.cli.gangs import Shape
+from ray_launcher.cli.jobs import AGang, Several
 from ray_launcher.cli.main import main
 
 
 class Started:
     """Stands in for a run: notes what would be started."""
 
-    launches: Mapping[str, LaunchOptions]
+    job: Several | AGang
+    launches: Mapping[str, LaunchOptions]  # for several
     address: str | None
     grace: float
 
-    def __init__(self, launches: Mapping[str, LaunchOptions], address: str | None, grace: float) -> None:
-        Started.launches, Started.address, Started.grace = launches, address, grace
+    def __init__(self, job: Several | AGang, address: str | None, grace: float) -> None:
+        Started.job, Started.address, Started.grace = job, address, grace
+        Started.launches = job.launches if isinstance(job, Several) else {}
 
     def execute(self) -> int:
         return 42
@@ -78,6 +82,30 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Call:
         (["--umask", "8", "ls"], "'--umask'", "octal"),
         (["--umask", "7777", "ls"], "LaunchOptions.umask", "to 0o777"),
         (["--nice", "20", "ls"], "LaunchOptions.nice", "-20 to 19"),
+        (["-j", "2", "ls"], "'-j'", "as in 2x4"),
+        (["-j", "0x3", "ls"], "'-j'", "1 or more of each"),
+        (["-j", "2x0", "ls"], "'-j'", "1 or more of each"),
+        (["-j", "2xtpu", "ls"], "'-j'", "2xgpu"),
+        (["-j", "1000x1000", "ls"], "1000000 procs", "100000 at most"),
+        (["-j", "1x2", "-n", "2", "ls"], "-n and -j", "give one of them"),
+        (["-j", "1x2", "--nnodes", "2", "ls"], "-j and --nnodes", "give one of them"),
+        (["-n", "2", "--nproc-per-node", "2", "ls"], "-n and --nproc-per-node", "give one of them"),
+        (["--nnodes", "0", "ls"], "'--nnodes'", "x>=1"),
+        (["--nproc-per-node", "all", "ls"], "'--nproc-per-node'", "or gpu, or cpu"),
+        (["--strategy", "PACK", "ls"], "--strategy", "give -j NxM"),
+        (["--no-fail-fast", "-n", "2", "ls"], "--no-fail-fast", "give -j NxM"),
+        (["-j", "1x2", "--strategy", "HEAP", "ls"], "'--strategy'", "STRICT_SPREAD"),
+        (["--cpus", "-1", "ls"], "'--cpus'", "as 2 or 0.5"),
+        (["--gpus", "1.5", "ls"], "Placement.num_gpus", "whole number"),
+        (["--memory", "5X", "ls"], "'--memory'", "16Gi"),
+        (["--resources", "a", "ls"], "'--resources'", "NAME=QTY"),
+        (["--resources", "a=b", "ls"], "'--resources'", "0.5"),
+        (["--resources", "a=1", "--resources", "a=2", "ls"], "'--resources'", "give it once"),
+        (["--resources", "GPU=1", "ls"], "Placement.resources['GPU']", "num_gpus"),
+        (["--label", "zone", "ls"], "'--label'", "NAME=VALUE"),
+        (["--node", "head-7", "ls"], "'--node'", "IP address"),
+        (["--gpu-mask", "all", "ls"], "'--gpu-mask'", "inherit"),
+        (["--start-timeout", "0", "ls"], "'--start-timeout'", "1.5h"),
         (["--colour", "ls"], "--colour", "then `--`, then PROGRAM"),
         (["-n", "4"], "PROGRAM", "then `--`, then PROGRAM"),
         (["--", ""], "PROGRAM", "empty"),
@@ -160,6 +188,65 @@ def test_without_limits_there_are_none(call: Call) -> None:
         assert getattr(options, name) == getattr(plain, name)
 
 
+@pytest.mark.parametrize(
+    "given, shape",
+    [
+        (["-j", "2x4"], Shape(2, 4)),
+        (["-j", "2xgpu"], Shape(2, "gpu")),
+        (["--nnodes", "2", "--nproc-per-node", "cpu"], Shape(2, "cpu")),
+        (["--nnodes", "3"], Shape(3, 1)),
+        (["--nproc-per-node", "8"], Shape(1, 8)),
+        (["-j", "2x4", "--strategy", "STRICT_PACK", "--no-fail-fast"], Shape(2, 4, "STRICT_PACK", fail_fast=False)),
+    ],
+)
+def test_each_way_to_ask_for_a_gang_gives_one(call: Call, given: list[str], shape: Shape) -> None:
+    assert call("run", *given, "--name", "job", "-e", "A=b", "prog", "arg") == 42
+    assert isinstance(Started.job, AGang)
+    assert (Started.job.name, Started.job.shape) == ("job", shape)
+    options = Started.job.options
+    assert (options.program, options.args, options.env) == ("prog", ("arg",), {"A": "b"})
+
+
+@pytest.mark.parametrize("many", [["-n", "2"], ["-j", "1x2"]])
+def test_resources_arrive(call: Call, many: list[str]) -> None:
+    held = ("--cpus", "0.5", "--gpus", "2", "--memory", "16Gi", "--resources", "a=1", "--resources", "b=.5")
+    where = ("--label", "zone=in(a,b)", "--label", "disk=!hdd", "--node", "ab12", "--gpu-mask", "proc")
+    assert call("run", *many, *held, *where, "--start-timeout", "30m", "ls") == 42
+    options = Started.job.options if isinstance(Started.job, AGang) else Started.launches["run/1"]
+    assert options.placement == Placement(
+        num_cpus=0.5,
+        num_gpus=2,
+        memory=16 << 30,
+        resources={"a": 1, "b": 0.5},
+        label_selector={"zone": "in(a,b)", "disk": "!hdd"},
+        node_id="ab12",
+        timeout=1800,
+        gpu_mask="proc",
+    )
+
+
+def test_without_resources_nothing_is_held(call: Call) -> None:
+    call("run", "ls")
+    assert Started.launches["run/0"].placement == Placement()
+
+
+@pytest.mark.parametrize(
+    "given, size",
+    [
+        ("1000", 1000),
+        ("2K", 2000),
+        ("2Ki", 2048),
+        ("1.5M", 1_500_000),
+        ("3Gi", 3 << 30),
+        ("1GiB", 1 << 30),
+        ("4T", 4e12),
+    ],
+)
+def test_a_size_has_a_unit_or_is_in_bytes(call: Call, given: str, size: float) -> None:
+    call("run", "--memory", given, "ls")
+    assert Started.launches["run/0"].placement.memory == size
+
+
 def test_arguments_that_are_not_utf8_arrive_as_they_are(call: Call) -> None:
     call("run", "cat", "\udcff")
     assert Started.launches["run/0"].args == ("\udcff",)
@@ -176,7 +263,10 @@ def test_help_shows_an_example_and_every_option(call: Call, capsys: pytest.Captu
     text = capsys.readouterr().out
     assert "ray-launcher run -n 4" in text
     limits = ("--bind", "--rlimit", "--umask", "--nice", "--time-limit", "--signal")
-    for name in ("-n", "--env", "--env-remove", "--cwd", "--grace", *limits, "--address", "--name", "Exit code"):
+    gangs = ("-j", "--nnodes", "--nproc-per-node", "--strategy", "--no-fail-fast", "ray-launcher run -j 2x4")
+    held = ("--cpus", "--gpus", "--memory", "--resources", "--label", "--node", "--gpu-mask", "--start-timeout")
+    others = ("-n", "--env", "--env-remove", "--cwd", "--grace", "--dry-run", "--address", "--name", "Exit code")
+    for name in (*gangs, *held, *limits, *others):
         assert name in text
 
 
