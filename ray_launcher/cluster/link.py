@@ -1,8 +1,8 @@
-"""The spawner's side of one agent: messages out in order, news in, and when its node is taken for lost.
+"""The life of one agent, as its spawner sees it: started or found, joined, lost from sight, joined again, given up.
 
-Whatever breaks, the link joins the agent again, learns what it knows, and sends again what it may not have got. Only
-when the lease that the agent was last granted has run out, and its supervisor has had the time to end every proc, is
-the node given up.
+Whatever breaks, the link joins the agent again, learns what it knows, and sends again what it may not have got (see
+`channel`). Only when the lease that the agent was last granted has run out, and its supervisor has had the time to end
+every proc, is the node given up.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, ActorUnschedulableError, RayError, RuntimeEnvSetupError
 
-from ray_launcher.cluster.agent import Agent
-from ray_launcher.cluster.environment import NOT_STARTED, setup_time, worker_env
-from ray_launcher.cluster.nodes import Node, is_alive, on_node
+from ray_launcher.cluster.agents import find_agent, start_agent
+from ray_launcher.cluster.channel import AnotherAgentError, Channel, Message
+from ray_launcher.cluster.environment import NOT_STARTED, setup_time
+from ray_launcher.cluster.nodes import Node, is_alive
 from ray_launcher.cluster.registry import Registry
-from ray_launcher.cluster.wire import NAMESPACE, Exit, Inventory, Launch, News, Request, SessionInfo, Signal, Started
+from ray_launcher.cluster.wire import Exit, Inventory, Launch, Request, SessionInfo, Signal, Started
 from ray_launcher.exits import ExitReport
 from ray_launcher.port import gone_because
 
@@ -38,8 +39,6 @@ LAST_ANSWERS = 5.0
 _RETRY = 0.2
 #: Ray's words for an actor that will not come (back).
 _ENDED = (ActorDiedError, ActorUnschedulableError, RuntimeEnvSetupError)
-
-_Message = Launch | Request | Signal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,15 +84,7 @@ class Link:
         self._suspect = suspect
         self._began = self._granted = asyncio.get_running_loop().time()
         self._why = "no contact"
-        self._join = ""
-        self._calls = self._received = 0
-        self._gaps: dict[int, int] = {}
-        self._settled: list[int] = []
-        self._outbox: list[_Message] = []
-        self._underway: list[_Message] = []
-        self._mail = asyncio.Event()
-        self._sent = self._arrived = 0  # messages
-        self._arrivals: list[tuple[int, asyncio.Future[None]]] = []  # who waits for how many to have arrived
+        self._channel = Channel(self._heard)
         self._emptied: asyncio.Future[None] | None = None
         self._over = asyncio.Event()  # lost, or ended
         self.agent: Any = None
@@ -104,16 +95,16 @@ class Link:
     def launch(self, message: Launch) -> None:
         """Send; from now on there will be an `Exit` for it, whatever happens."""
         self.launches[message.token] = message.note
-        self._send(message)
+        self._channel.send(message)
 
     def request(self, message: Request | Signal) -> None:
         """Send, if its launch has not ended."""
         if message.token in self.launches:
-            self._send(message)
+            self._channel.send(message)
 
     def settle(self, sequence: int) -> None:
         """The report of this number need not be kept any longer; the agent is told with the next call."""
-        self._settled.append(sequence)
+        self._channel.settle(sequence)
 
     @property
     def in_contact(self) -> bool:
@@ -135,10 +126,7 @@ class Link:
 
     async def all_arrived(self) -> None:
         """Return when the agent has everything that has been sent until now, or is lost."""
-        if self._arrived < self._sent and not self.lost:
-            arrival = asyncio.get_running_loop().create_future()
-            self._arrivals.append((self._sent, arrival))
-            await arrival
+        await self._channel.all_arrived()
 
     async def end(self, grace: float) -> None:
         """End every proc of the node and the agent; returns when nothing of them is left."""
@@ -170,53 +158,7 @@ class Link:
             with contextlib.suppress(RayError, asyncio.TimeoutError):
                 await asyncio.wait_for(self.agent.hush.remote(), LAST_ANSWERS)
 
-    # -- out ------------------------------------------------------------------------------------------------------
-
-    def _send(self, message: _Message) -> None:
-        self._sent += 1
-        self._outbox.append(message)
-        self._mail.set()
-
-    async def _post(self) -> None:
-        """One message under way at a time keeps their order; what comes meanwhile makes up the next."""
-        while True:
-            await self._mail.wait()
-            self._mail.clear()
-            if self._outbox:
-                self._underway, self._outbox = self._outbox, []
-                await self._call(self.agent.post, pickle.dumps(self._underway))
-                self._arrived += len(self._underway)
-                self._underway = []
-                self._tell_arrivals()
-
-    async def _poll(self) -> None:
-        while True:
-            await self._call(self.agent.poll)
-
-    async def _call(self, method: Any, *args: object) -> None:
-        self._calls += 1
-        settled, self._settled = self._settled, []
-        try:
-            answer = await method.remote(self._join, self._calls, self._received, settled, *args)
-        except BaseException:
-            self._settled += settled
-            raise
-        if not answer:
-            self._settled += settled
-            raise _AnotherAgentError
-        self._take(pickle.loads(answer))  # noqa: S301  # from our own agent
-
-    # -- in -------------------------------------------------------------------------------------------------------
-
-    def _take(self, news: News) -> None:
-        for item in news.items:
-            self._heard(item)
-        self._gaps[news.after] = news.upto
-        while self._received in self._gaps:
-            upto = self._gaps.pop(self._received)
-            if upto == self._received:
-                break
-            self._received = upto
+    # -- news -----------------------------------------------------------------------------------------------------
 
     def _heard(self, item: Started | Exit) -> None:
         if isinstance(item, Started):
@@ -228,12 +170,6 @@ class Link:
         if self._emptied is not None and not self.launches and not self._emptied.done():
             self._emptied.set_result(None)
 
-    def _tell_arrivals(self) -> None:
-        while self._arrivals and (self.lost or self._arrivals[0][0] <= self._arrived):
-            _, arrival = self._arrivals.pop(0)
-            if not arrival.done():
-                arrival.set_result(None)
-
     # -- the agent ------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
@@ -241,8 +177,8 @@ class Link:
             try:
                 await self._reach()
                 await self._meet()
-                await _first_error(self._post(), self._poll())
-            except _AnotherAgentError:
+                await self._channel.serve(self.agent)
+            except AnotherAgentError:
                 continue
             except _SupersededError:
                 return  # there is a later spawner, and this process is about to end
@@ -258,20 +194,19 @@ class Link:
     async def _reach(self) -> None:
         """The agent's actor: the one that is there, or a new one, which finds what it left."""
         if self.agent is None and self._found:
-            with contextlib.suppress(ValueError):
-                self.agent = ray.get_actor(f"agent-{self.name}", NAMESPACE)
+            self.agent = find_agent(self.name)
         if self.agent is None:
             loop = asyncio.get_running_loop()
             if self._joined and not await loop.run_in_executor(None, is_alive, self.node):
                 await asyncio.Event().wait()  # it cannot come back: its lease runs out
             await loop.run_in_executor(None, self._registry.add, self.name, self.node)
-            self.agent = start_agent(self._owner, self.node, self.name, self._joined)
+            owner = self._owner
+            self.agent = start_agent(owner.session, owner.runtime_env, self.node, self.name, self._joined)
         self._started.set()
 
     async def _meet(self) -> None:
         """Join the agent. What it does not know any more of what it had got has ended; the rest is sent again."""
-        underway = {message.token for message in self._underway if isinstance(message, Launch)}
-        unsent = {message.token for message in self._outbox if isinstance(message, Launch)}
+        underway, unsent = self._channel.underway, self._channel.unsent
         sent = {token: note for token, note in self.launches.items() if token not in unsent}
         expected = {token: note for token, note in sent.items() if token not in underway}
         unsure = {token: note for token, note in sent.items() if token in underway}
@@ -284,26 +219,18 @@ class Link:
             self._joined = self.grant()
         self.forgot = self.forgot or (inventory.forgot and self._restored)
         self._restored = False
-        self._join, self._received, self._gaps = inventory.join, 0, {}
+        self._channel.resume(inventory.join)
         for end in inventory.ended:
             self._heard(end)
         for started in inventory.running:
             self._heard(started)
-        self._send_again({item.token for item in inventory.running})
+        known = {item.token for item in inventory.running}
+        self._channel.send_again(lambda message: self._needs(message, known))
         self.resolved.set()
 
-    def _send_again(self, known: set[str]) -> None:
-        """Save launches that the agent has, and all about those that have ended: their names may be forgotten below."""
-        unsent = self._underway + self._outbox
-        self._underway = []
-        self._outbox = [
-            message
-            for message in unsent
-            if message.token in self.launches and not (isinstance(message, Launch) and message.token in known)
-        ]
-        self._arrived += len(unsent) - len(self._outbox)
-        self._tell_arrivals()
-        self._mail.set()
+    def _needs(self, message: Message, known: set[str]) -> bool:
+        """Not a launch that the agent has, nor anything about one that has ended: its name may be forgotten below."""
+        return message.token in self.launches and not (isinstance(message, Launch) and message.token in known)
 
     async def _expire(self) -> None:
         """Wait until nobody can doubt that the node's procs are dead, or that the agent will not start."""
@@ -334,29 +261,14 @@ class Link:
         self._started.set()
         for token in list(self.launches):
             self._heard(Exit(0, token, _failed(reason)))
-        self._tell_arrivals()
+        self._channel.close()
         self.resolved.set()
         with contextlib.suppress(Exception):
             await asyncio.get_running_loop().run_in_executor(None, self._registry.remove, self.name)
 
 
-class _AnotherAgentError(Exception):
-    """The agent was started again, or has been joined by somebody else since."""
-
-
 class _SupersededError(Exception):
     """A later spawner of the session has joined the agent."""
-
-
-async def _first_error(*loops: Any) -> None:
-    """Run loops that never return until one raises; end the others, and raise that."""
-    tasks = [asyncio.ensure_future(loop) for loop in loops]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _in_words(error: RayError) -> str:
@@ -367,28 +279,3 @@ def _in_words(error: RayError) -> str:
 
 def _failed(reason: str) -> ExitReport:
     return ExitReport(None, None, False, reason, ())
-
-
-def start_agent(owner: Owner, node: Node, name: str, again: bool) -> Any:
-    """Create the agent's actor on its node, or get the one that is there.
-
-    Detached, since an owned one would die with a spawner that only restarts. Restarted and asked again for ever:
-    whoever answers knows whether he has been joined.
-    """
-    return (
-        ray.remote(Agent)
-        .options(
-            name=f"agent-{name}",
-            namespace=NAMESPACE,
-            get_if_exists=True,
-            lifetime="detached",
-            num_cpus=0,
-            max_concurrency=1000,
-            max_restarts=-1,
-            max_task_retries=-1,
-            enable_task_events=False,
-            **on_node(node),
-            runtime_env=worker_env(owner.runtime_env),
-        )
-        .remote(owner.session, name, ray.get_runtime_context().current_actor, again)
-    )

@@ -100,9 +100,7 @@ class World:
     def _load(self) -> None:
         chain = "ray_launcher.cluster."
         clock = types.SimpleNamespace(monotonic=self.loop.time, time=self.loop.time)
-        self._ray = types.SimpleNamespace(
-            get_actor=self._get_actor, kill=lambda actor: actor.kill(), get_runtime_context=self._context
-        )
+        self._ray = types.SimpleNamespace(kill=lambda actor: actor.kill(), get_runtime_context=self._context)
         registry = functools.partial(_Registry, self)
         client = types.SimpleNamespace()
         vars(client).update(
@@ -138,6 +136,7 @@ class World:
             ray=self._ray,
             Registry=registry,
             is_alive=lambda _: True,
+            find_agent=self._find_agent,
             start_agent=self._start_agent,
         )
         nodes = functools.partial(Nodes, fetch=lambda: self.nodes, clock=self.loop.time)
@@ -163,17 +162,15 @@ class World:
         self._again = again
         return self._agent_module.Agent(session, name, self.spawner)
 
-    def _start_agent(self, owner: Any, node: Node, name: str, again: bool) -> Actor:
+    def _start_agent(self, session: SessionInfo, _env: object, _node: Node, name: str, again: bool) -> Actor:
         if name not in self.agents:
-            make = functools.partial(self._make_agent, owner.session, name)
+            make = functools.partial(self._make_agent, session, name)
             self.agents[name] = outside(lambda: Actor(name, make, self.chance, trouble=self._trouble))
         return self.agents[name]
 
-    def _get_actor(self, name: str, _namespace: str) -> Actor:
-        actor = self.agents.get(name.removeprefix("agent-"))
-        if actor is None or actor.gone:
-            raise ValueError(name)
-        return actor
+    def _find_agent(self, name: str) -> Actor | None:
+        actor = self.agents.get(name)
+        return None if actor is None or actor.gone else actor
 
     # -- nodes ----------------------------------------------------------------------------------------------------
 
