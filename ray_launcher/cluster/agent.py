@@ -12,8 +12,6 @@ import os
 import pickle
 import select
 import time
-import uuid
-from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +20,11 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayError
 
 from ray_launcher.cluster.environment import additions, base_environ, raylet_environ, removals
+from ray_launcher.cluster.feed import Feed
 from ray_launcher.cluster.follow import read_logs, tail_offset
 from ray_launcher.cluster.keeper import LOST, Keeper
 from ray_launcher.cluster.registry import Registry
-from ray_launcher.cluster.wire import Exit, Inventory, Launch, News, Request, SessionInfo, Signal, Started, log_name
+from ray_launcher.cluster.wire import Exit, Inventory, Launch, Request, SessionInfo, Signal, Started, log_name
 from ray_launcher.node import client
 from ray_launcher.node.client import Client
 from ray_launcher.node.protocol import ProtocolError
@@ -35,8 +34,6 @@ from ray_launcher.pace import Pace
 
 _logger = logging.getLogger(__name__)
 
-#: Seconds for which the answer to launches waits for their ends.
-HOLD = 0.003
 #: How often a lease is renewed within its time.
 RENEWALS = 6
 #: Seconds between two attempts to reach a spawner that Ray has not given up.
@@ -66,18 +63,10 @@ class Agent:
         self._keeper = Keeper(self._directory, self._logs, self._cookie(""), self)
         self._finding = asyncio.ensure_future(self._keeper.find())
         self._generation = -1  # of the spawner that has joined us
-        self._join = ""  # the last of its joins: what it said before is not heard
-        self._calls: dict[str, int] = {}  # the last call of each kind
         self._posting = asyncio.Lock()
         self._handed_on = 0  # the last call whose messages the supervisor has
-        self._polls = 0
-        self._kept: dict[int, Exit] = {}  # reports that nobody has acknowledged
-        self._news: deque[tuple[int, Started | Exit]] = deque()  # numbered; until the spawner has received it
-        self._numbered = self._told = 0
-        self._fresh = asyncio.Event()
+        self._feed = Feed()
         self._pace = Pace()
-        self._held: set[str] = set()  # launches that the answer to `post` waits for
-        self._holding: asyncio.Future[None] | None = None
         self._lease = 0.0  # until when, by `time.monotonic`
         self._leased = asyncio.Event()
         self._tasks = [asyncio.ensure_future(self._watch()), asyncio.ensure_future(self._keep_lease())]
@@ -97,21 +86,17 @@ class Agent:
         self._generation = generation
         if await asyncio.shield(self._finding):
             self._forgot = False
-        self._join = ""  # from here on nothing comes by what was sent before
-        known = self._keeper.running.keys() | {exit_.token for exit_ in self._kept.values()}
+        self._feed.leave()  # from here on nothing comes by what was sent before
+        known = self._keeper.running.keys() | {exit_.token for exit_ in self._feed.kept.values()}
         for token, note in {**expected, **(unsure if self._forgot else {})}.items():
             if token not in known:
                 self._keeper.failed(token, note, LOST)
         forgot = self._forgot
         if complete:
             self._forgot = False
-        self._join = uuid.uuid4().hex
         self._handed_on = 0
-        self._calls.clear()
-        self._news.clear()
-        self._told = self._numbered = 0
-        running, ended = list(self._keeper.running.values()), list(self._kept.values())
-        return pickle.dumps(Inventory(self._join, forgot, running, ended))
+        running, ended = list(self._keeper.running.values()), list(self._feed.kept.values())
+        return pickle.dumps(Inventory(self._feed.begin(), forgot, running, ended))
 
     async def post(self, join: str, call: int, received: int, settled: list[int], messages: bytes) -> bytes:
         """Take a pickled list of messages on, in order; answers with a pickled `News`, or b"" if not joined so.
@@ -128,37 +113,21 @@ class Agent:
                 batch: list[Launch | Request | Signal] = pickle.loads(messages)  # noqa: S301  # from our own spawner
                 await self._leased.wait()
                 await self._hand_on(join, batch)
-                if join == self._join:
+                if join == self._feed.join:
                     self._handed_on = call
-                    await self._hold({message.token for message in batch if isinstance(message, Launch)})
-            if join != self._join:
-                self._fresh.set()  # what it would have told is for whoever has joined meanwhile
+                    launched = {message.token for message in batch if isinstance(message, Launch)}
+                    await self._feed.hold(launched & self._keeper.running.keys())
+            if join != self._feed.join:
+                self._feed.wake()  # what it would have told is for whoever has joined meanwhile
                 return b""
-            return self._tell()
-
-    async def _hold(self, launched: set[str]) -> None:
-        fresh = launched & self._keeper.running.keys()
-        if fresh:
-            self._held, self._holding = fresh, asyncio.get_running_loop().create_future()
-            timer = asyncio.get_running_loop().call_later(HOLD, self._release)
-            await self._holding
-            timer.cancel()
-            self._holding = None
+            return self._feed.tell()
 
     async def poll(self, join: str, call: int, received: int, settled: list[int]) -> bytes:
         """Wait for news. As `post`, without messages."""
-        if not self._hear("poll", join, call, received, settled):
+        if not self._hear("poll", join, call, received, settled) or not await self._feed.fresh(join):
             return b""
-        self._polls += 1
-        poll = self._polls
-        self._fresh.set()  # one that was asked before is not listened to any more: it must take no news
-        while self._told == self._numbered or self._holding is not None:
-            self._fresh.clear()
-            await self._fresh.wait()
-            if join != self._join or poll != self._polls:
-                return b""
         await self._pace.wait(len(self._keeper.running))
-        return self._tell()
+        return self._feed.tell()
 
     async def read(self, wants: dict[str, tuple[int, str]]) -> dict[str, tuple[bytes, bool]]:
         """New bytes of log files, see `follow.read_logs`.
@@ -183,8 +152,8 @@ class Agent:
 
     async def hush(self) -> None:
         """Answer the pending `poll`: Ray would report it as failed when this actor is killed."""
-        self._join = ""
-        self._fresh.set()
+        self._feed.leave()
+        self._feed.wake()
 
     async def info(self) -> dict[str, Any]:
         """Facts for diagnostics: pid, and where things are."""
@@ -193,39 +162,16 @@ class Agent:
     # -- news -----------------------------------------------------------------------------------------------------
 
     def _hear(self, kind: str, join: str, call: int, received: int, settled: list[int]) -> bool:
-        if join != self._join:
+        if not self._feed.hear(kind, join, call, received, settled):
             return False
-        if self._calls.get(kind) == call:
-            self._told = min(self._told, received)
-        self._calls[kind] = call
-        while self._news and self._news[0][0] <= received:
-            self._news.popleft()
-        for sequence in settled:
-            self._kept.pop(sequence, None)
         acknowledged = [b"%d" % sequence for sequence in settled if sequence > 0]  # the others are our own
         if acknowledged:
             self._keeper.send(b"ack", *acknowledged)
         return True
 
-    def _tell(self) -> bytes:
-        after, self._told = self._told, self._numbered
-        return pickle.dumps(News(after, self._told, [item for number, item in self._news if number > after]))
-
     def on_news(self, item: Started | Exit) -> None:
         """See `Host`."""
-        self._numbered += 1
-        self._news.append((self._numbered, item))
-        if isinstance(item, Exit):
-            self._kept[item.sequence] = item
-            self._held.discard(item.token)
-        if self._holding is None:
-            self._fresh.set()
-        elif not self._held:
-            self._release()
-
-    def _release(self) -> None:
-        if self._holding is not None and not self._holding.done():
-            self._holding.set_result(None)
+        self._feed.add(item)
 
     # -- launches and requests ------------------------------------------------------------------------------------
 
@@ -235,7 +181,7 @@ class Agent:
             supervisor = await self._keeper.supervisor()
         except (client.SupervisorError, OSError) as error:
             failure = f"no supervisor on the node: {error}"
-        if join != self._join:
+        if join != self._feed.join:
             return  # who joined meanwhile has been told that these never came, and has them launched anew, or elsewhere
         for message in batch:
             if not isinstance(message, Launch):
