@@ -1,8 +1,8 @@
-"""The launcher's side of its mail to a spawner: messages out in order, outcomes in, whatever becomes of the spawner.
+"""The launcher's calls to a spawner: messages out in order, outcomes in, whatever becomes of the spawner.
 
 One post is under way at a time, which keeps the order that Ray's async actors do not; what is sent meanwhile makes up
 the next, so a thousand launches cost a few calls. One poll waits for outcomes. Both say which incarnation of the
-spawner they are meant for; where that has been replaced, everything that is still open is sent again.
+spawner they are meant for; where that has been replaced, everything that is still open is sent again (see `ledger`).
 
 All calls are made in one thread of the package's own: a Ctrl-C in the midst of one would leave it unknown whether it
 was made. Answers are taken in Ray's own thread, which must not be blocked.
@@ -22,9 +22,10 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError, TaskCancelledError
 
-from ray_launcher.desk import Message, Post
+from ray_launcher.desk import Post
 from ray_launcher.errors import ProcLauncherError, describe_exception
 from ray_launcher.exits import ProcExitResult
+from ray_launcher.ledger import Ledger
 from ray_launcher.port import (
     ExitPort,
     Source,
@@ -40,8 +41,6 @@ from ray_launcher.port import (
 
 _logger = logging.getLogger(__name__)
 
-#: Bytes of one post, unless its first message is longer: Ray hands on up to 100 KB without a detour through its store.
-_POST = 90_000
 #: Seconds between two attempts to reach a spawner that Ray has not given up.
 _RETRY = 0.1
 #: Seconds for the answer to the last poll.
@@ -55,20 +54,12 @@ class Mail:
         self._spawner, self._name = spawner, name
         self._connection = connection()
         self._lock = threading.Lock()
-        self._count = 0  # messages so far
-        self._outbox: list[Message] = []
-        self._underway: list[Message] = []
+        self._ledger = Ledger()  # with the lock only
         self._posts = 0
         self._inflight = 0  # the number of the post under way, or 0; an answer to another one comes too late
         self._queued = False  # `_post_some` is about to be called
         self._incarnation: str | None = None
-        self._resync: list[int] | None = None  # the open launches, to be told with the next post
-        self._open: dict[int, tuple[bytes, Source]] = {}  # launches without an outcome: payload, port
-        self._requests: dict[int, tuple[Message, Iterable[int]]] = {}  # with the launches that they are about
-        self._tidy_at = 64
         self._received = 0
-        self._settled: list[int] = []  # the spawner need not keep these outcomes any longer
-        self._refs: dict[int, Source] = {}  # launches for which the spawner owes an answer to `serve_attach`
         self.gone: str | None = None  # why the spawner is gone for good
         self._end: BaseException | None = None
         self._closed: threading.Event | None = None
@@ -96,18 +87,16 @@ class Mail:
     @property
     def count(self) -> int:
         """How many messages there have been, for `ProcSpawner.in_turn`: their numbers begin with 0."""
-        return self._count
+        return self._ledger.count
 
     def launch(self, payloads: list[bytes]) -> list[tuple[int, ExitPort]]:
         """Send launches; returns the number and the port of each."""
         with self._lock:
-            numbers = range(self._count, self._count + len(payloads))
+            first = self._ledger.count
+            numbers = range(first, first + len(payloads))
             sources = [Source(partial(self._attach, number), self._connection) for number in numbers]
             ports = [(number, ExitPort(None, source)) for number, source in zip(numbers, sources, strict=True)]
-            messages = [Message(number, "launch", payload) for number, payload in zip(numbers, payloads, strict=True)]
-            self._open.update(zip(numbers, zip(payloads, sources, strict=True), strict=True))
-            self._outbox += messages
-            self._count += len(payloads)
+            self._ledger.launch(payloads, sources)
             end = self._end
         if end is not None:
             for number, _ in ports:
@@ -123,14 +112,7 @@ class Mail:
         """
         payload = pickle.dumps(content)
         with self._lock:
-            message = Message(self._count, kind, payload)
-            self._outbox.append(message)
-            self._count += 1
-            if about:
-                self._requests[message.number] = message, about
-                if len(self._requests) >= self._tidy_at:
-                    self._forget_requests()
-                    self._tidy_at = max(64, 2 * len(self._requests))
+            self._ledger.send(kind, payload, about)
         self._wake()
 
     def close(self) -> None:
@@ -152,13 +134,9 @@ class Mail:
     def _post_some(self) -> None:
         with self._lock:
             self._queued = False
-            nothing = not self._outbox and not self._settled and self._resync is None
-            if self._inflight or nothing or self._incarnation is None or not self.connected:
+            if self._inflight or not self._ledger.has_more or self._incarnation is None or not self.connected:
                 return
-            self._underway, self._outbox = _as_much_as_fits(self._outbox)
-            upto = self._underway[-1].number if self._outbox else self._count - 1
-            post = Post(upto, self._underway, self._take_settled(), self._resync)
-            self._resync = None
+            post = self._ledger.next_post()
             self._posts += 1
             self._inflight, incarnation = self._posts, self._incarnation
         self._deliver(self._inflight, incarnation, post)
@@ -176,10 +154,7 @@ class Mail:
     def _refused(self, post: Post, error: Exception) -> None:
         """Ray does not take these messages on: they come to nothing, and the next go on with all else."""
         with self._lock:
-            self._underway = []
-            self._settled += post.settled
-            if post.open is not None:
-                self._resync = [number for number in post.open if number in self._open]
+            self._ledger.refused(post)
         for message in post.messages:
             if message.kind == "launch":
                 self._close(message.number, failed(f"cannot send the request: {describe_exception(error)}"))
@@ -202,8 +177,9 @@ class Mail:
 
     def _next_post(self) -> None:
         with self._lock:
-            self._underway, self._inflight = [], 0
-            more = bool(self._outbox or self._settled or self._resync is not None)
+            self._ledger.posted()
+            self._inflight = 0
+            more = self._ledger.has_more
         if more:
             self._wake()
 
@@ -213,38 +189,12 @@ class Mail:
             if incarnation == self._incarnation:
                 return
             if self._incarnation is not None:
-                self._collect_again()
+                self._ledger.collect_again()
             elif self._patience is not None:
                 self._patience.cancel()
             self._incarnation, self._received = incarnation, 0
             self._inflight = 0
         self._wake()
-
-    def _collect_again(self) -> None:
-        unsent = {message.number: message for message in self._outbox}
-        launches = [
-            unsent.get(number, Message(number, "launch", payload, again=True))
-            for number, (payload, _) in self._open.items()
-        ]
-        owed = [
-            Message(number, "outcome", source.raw) for number, source in self._refs.items() if source.raw is not None
-        ]
-        self._forget_requests()
-        requests = {number: message for number, (message, _) in self._requests.items()}
-        others = {
-            message.number: message
-            for message in (*self._underway, *self._outbox)
-            if message.kind not in ("launch", "outcome")
-        }
-        self._outbox = sorted([*launches, *owed, *(requests | others).values()])
-        self._resync, self._underway = list(self._open), []
-
-    def _forget_requests(self) -> None:
-        self._requests = {
-            number: (message, about)
-            for number, (message, about) in self._requests.items()
-            if not self._open.keys().isdisjoint(about)
-        }
 
     # -- in -------------------------------------------------------------------------------------------------------
 
@@ -252,7 +202,7 @@ class Mail:
         if not self.connected:
             return
         with self._lock:
-            incarnation, received, settled = self._incarnation, self._received, self._take_settled()
+            incarnation, received, settled = self._incarnation, self._received, self._ledger.take_settled()
         ref = self._spawner.serve_poll.remote(self._name, incarnation, received, settled)
         ref.future().add_done_callback(partial(self._polled, incarnation, settled))
 
@@ -269,7 +219,7 @@ class Mail:
                     self._arrived(sequence, number, outcome)
         elif isinstance(error, ActorUnavailableError):
             with self._lock:
-                self._settled += settled
+                self._ledger.settle(settled)
         else:
             self._lost(error)
         if self._closed is not None:
@@ -280,31 +230,22 @@ class Mail:
     def _arrived(self, sequence: int, number: int, outcome: bytes) -> None:
         with self._lock:
             self._received = sequence
-            _, source = self._open.pop(number, (b"", None))
-            if source is not None:
-                source.raw = outcome
-            if number not in self._refs:
-                self._settled.append(number)
+            source = self._ledger.arrived(number, outcome)
         if source is not None:
             settle(source.result, result_of_outcome(outcome))
-
-    def _take_settled(self) -> list[int]:
-        settled, self._settled = self._settled, []
-        return settled
 
     def _lost(self, error: BaseException) -> None:
         """The spawner is gone for good."""
         with self._lock:
             self._end = self._end or error
             self.gone = gone_because(self._end)
-            numbers = list(self._open)
-            self._outbox = []
+            numbers = self._ledger.give_up()
         for number in numbers:
             self._close(number, result_of_error(error))
 
     def _close(self, number: int, result: ProcExitResult) -> None:
         with self._lock:
-            _, source = self._open.pop(number, (b"", None))
+            source = self._ledger.close(number)
         if source is not None:
             settle(source.result, result)
 
@@ -315,9 +256,7 @@ class Mail:
         if not self.connected:
             raise ProcLauncherError("the port has no ref any more: Ray was shut down in this process")
         with self._lock:
-            raw = source.raw
-            if raw is None:
-                self._refs[number] = source
+            raw = self._ledger.owe(number, source)
         ref: ObjectRef[Any] = self._spawner.serve_attach.remote(self._name, number, raw)
         ref.future().add_done_callback(partial(self._attached, number, source))
         return ref
@@ -326,13 +265,7 @@ class Mail:
         error = answer.exception()
         answered = error is None or (isinstance(error, RayTaskError) and not isinstance(error, TaskCancelledError))
         with self._lock:
-            self._refs.pop(number, None)
-            known = source.raw is not None
-            if answered and number in self._open:
-                del self._open[number]
-                known = True
-            if known:
-                self._settled.append(number)
+            self._ledger.answered(number, source, answered)
         self._wake()
         if isinstance(error, TaskCancelledError):
             self._cancel(number, source)
@@ -342,20 +275,8 @@ class Mail:
     def _cancel(self, number: int, source: Source) -> None:
         """Somebody has cancelled the task behind a port's ref, and means the launch."""
         with self._lock:
-            unsent = [message for message in self._outbox if message.number == number and not message.again]
-            if unsent:
-                self._outbox.remove(unsent[0])
-                self._open.pop(number)
+            unsent = self._ledger.withdraw(number)
         if unsent:
             settle(source.result, failed("exit port closed (the launch was cancelled)"))
         else:
             self.send("cancel", number, about=(number,))
-
-
-def _as_much_as_fits(messages: list[Message]) -> tuple[list[Message], list[Message]]:
-    size = 0
-    for index, message in enumerate(messages):
-        size += len(message.payload) + 30
-        if index and size > _POST:
-            return messages[:index], messages[index:]
-    return messages, []

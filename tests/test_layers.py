@@ -14,7 +14,7 @@ import ray_launcher
 
 ROOT = Path(ray_launcher.__file__).parent
 WORDS = {"errors", "exits", "options", "checks", "frozen", "callables", "info"}
-CONTRACT = {"outcomes", "pace", "desk", "spawner", "port", "mail", "launcher"}
+CONTRACT = {"outcomes", "pace", "desk", "spawner", "port", "ledger", "mail", "launcher"}
 TOP = {"session", "logs"}
 EDGES = {"cli", "testing", "__main__"}
 #: Each layer may import those before it, and itself.

@@ -85,8 +85,8 @@ class World:
         desk = _desk(self.spawner.instance).account("launcher")
         agents = [agent.instance for agent in self.agents.values() if agent.instance is not None]
         return {
-            "open": len(self.mail._open),
-            "refs": len(self.mail._refs),
+            "open": len(self.mail._ledger.open),
+            "refs": len(self.mail._ledger.refs),
             "expected": len(desk._expected),
             "outcomes": len(desk._outcomes),
             "tasks": len(desk._tasks),
