@@ -6,9 +6,7 @@ runs. It ends its procs and itself when told to, when no agent has been there fo
 its agent renews has run out, as soon as the raylet has gone, or at SIGTERM. It may import nothing heavy: every node
 pays for its size.
 
-Verbs, agent to supervisor: hello, base *NAME=VALUE, launch SPEC, terminate TOKEN SECONDS, kill TOKEN,
-signal TOKEN SIGNUM [SENDER NUMBER] (of one sender, a number that is not higher than the last does nothing), ack *SEQ,
-lease UNTIL (`time.monotonic`), sync, stop SECONDS. Supervisor to agent: exit SEQ TOKEN NOTE KIND REASON VALUE CORE TIME
+Its agent's commands are in `commands`. Supervisor to agent: exit SEQ TOKEN NOTE KIND REASON VALUE CORE TIME
 *TAIL, hello PID *(TOKEN PID STARTED NOTE) (unacknowledged exits come before it), started *(TOKEN PID STARTED),
 synced (all that was sent before has been carried out), superseded (by another agent), note TEXT, bye.
 """
@@ -21,7 +19,7 @@ import signal
 import socket
 import time
 
-from ray_launcher.node import process, proctable, reserve
+from ray_launcher.node import commands, process, proctable
 from ray_launcher.node.failures import explain
 from ray_launcher.node.guard import Fence
 from ray_launcher.node.kinship import Proc
@@ -93,7 +91,7 @@ class Supervisor:
         while not self._finished():
             if self._asked_to_end:
                 self._asked_to_end = False
-                self._stop(self._graces.end_grace)
+                self.stop(self._graces.end_grace)
                 continue  # with nothing to end there is no event to wait for
             for fd, events in self._epoll.poll(0 if self._peers.busy else self._timers.wait()):
                 self._ready(fd, events)
@@ -118,7 +116,7 @@ class Supervisor:
             os.read(fd, 1 << 12)
         elif fd == self._raylet:
             self._epoll.unregister(fd)
-            self._stop(min(self._graces.end_grace, _TEARDOWN_GRACE))
+            self.stop(min(self._graces.end_grace, _TEARDOWN_GRACE))
         else:
             self._peers.ready(fd, events)
 
@@ -129,7 +127,7 @@ class Supervisor:
 
     def _agent_left(self) -> None:
         self._agent = None
-        self._orphaned = self._timers.after(self._graces.orphan_grace, lambda: self._stop(self._graces.end_grace))
+        self._orphaned = self._timers.after(self._graces.orphan_grace, lambda: self.stop(self._graces.end_grace))
 
     def _reap(self) -> None:
         for proc, status in self._procs.reap():
@@ -145,58 +143,48 @@ class Supervisor:
             self._hello(peer)
         elif peer is not self._agent:
             raise ProtocolError("a command before hello")
-        elif verb == b"launch":
-            self._launch(reserve.with_room(Spec.from_fields, fields))
-        elif verb == b"base":
-            self._base = dict(_pair(item) for item in fields)
-        elif verb in (b"ack", b"lease", b"sync", b"stop"):
-            self._housekeeping(verb, fields)
         else:
-            self._request(verb, fields)
+            commands.carry_out(self, verb, fields)
 
-    def _housekeeping(self, verb: bytes, fields: list[bytes]) -> None:
-        """What is about the supervisor itself."""
-        if verb == b"ack":
-            self._reports.acknowledge([int(_one(fields[:1])), *map(int, fields[1:])])
-        elif verb == b"lease":
-            self._renew(_seconds(_one(fields)))
-        elif verb == b"stop":
-            self._stop(_seconds(_one(fields)))
-        else:
-            self._tell(b"synced")
+    def base(self, environ: dict[bytes, bytes]) -> None:
+        """See `Commanded`."""
+        self._base = environ
 
-    def _request(self, verb: bytes, fields: list[bytes]) -> None:
-        """terminate, kill, signal. For a token that does not run: nothing, by contract."""
-        token, *values = fields or [b""]
+    def acknowledge(self, sequences: list[int]) -> None:
+        """See `Commanded`."""
+        self._reports.acknowledge(sequences)
+
+    def sync(self) -> None:
+        """See `Commanded`."""
+        self._tell(b"synced")
+
+    def terminate(self, token: bytes, timeout: float) -> None:
+        """See `Commanded`."""
         proc = self._procs.running.get(token)
-        if verb == b"terminate":
-            timeout = _seconds(_one(values))
-            if proc is not None:
-                self._procs.terminate(proc, timeout)
-        elif verb == b"signal":
-            signum, sender, number = values if len(values) == 3 else (_one(values), b"", b"0")
-            self._signal(proc, int(signum), sender, int(number))
-        elif verb == b"kill":
-            if proc is not None:
-                self._procs.kill(proc)
-        else:
-            raise ProtocolError("an unknown verb")
+        if proc is not None:
+            self._procs.terminate(proc, timeout)
 
-    def _signal(self, proc: Proc | None, signum: int, sender: bytes, number: int) -> None:
-        if not 0 < signum < signal.NSIG:
-            raise ProtocolError("no such signal")
+    def kill(self, token: bytes) -> None:
+        """See `Commanded`."""
+        proc = self._procs.running.get(token)
+        if proc is not None:
+            self._procs.kill(proc)
+
+    def signal(self, token: bytes, signum: int, sender: bytes, number: int) -> None:
+        """See `Commanded`."""
+        proc = self._procs.running.get(token)
         if proc is None or (sender and number <= proc.signals.get(sender, -1)):
             return  # sent again by an agent that does not know whether we have heard it
         if sender:
             proc.signals[sender] = number
         self._procs.signal(proc, signum)
 
-    def _renew(self, until: float) -> None:
-        """The agent has word that nobody takes the node for lost before `until`."""
+    def renew(self, until: float) -> None:
+        """See `Commanded`."""
         if self._lease is not None:
             self._lease.cancel()
         self._fence.move(until)
-        self._lease = self._timers.at(until, lambda: self._stop(min(self._graces.end_grace, _FENCE_GRACE)))
+        self._lease = self._timers.at(until, lambda: self.stop(min(self._graces.end_grace, _FENCE_GRACE)))
 
     def _hello(self, peer: Peer) -> None:
         """A new agent takes over from the one before: what runs, and every report that nobody acknowledged."""
@@ -212,7 +200,8 @@ class Supervisor:
         running = [field for proc in self._procs.running.values() for field in (*_facts(proc), proc.note)]
         self._tell(b"hello", b"%d" % os.getpid(), *running)
 
-    def _launch(self, spec: Spec) -> None:
+    def launch(self, spec: Spec) -> None:
+        """See `Commanded`."""
         if spec.token in self._procs or spec.token in self._reports:
             return  # sent again by an agent that has not seen our answer
         if self._stopping:
@@ -275,7 +264,8 @@ class Supervisor:
 
     # -- the end --------------------------------------------------------------------------------------------------
 
-    def _stop(self, grace: float) -> None:
+    def stop(self, grace: float) -> None:
+        """See `Commanded`."""
         self._stopping = True
         latest = grace + self._graces.leftover_grace + self._graces.kill_bound + 1
         self._stop_by = min(self._stop_by, time.monotonic() + latest)
@@ -308,23 +298,3 @@ def _own_words(proc: Proc) -> list[str]:
 
 def _facts(proc: Proc) -> tuple[bytes, bytes, bytes]:
     return proc.token, b"%d" % proc.pid, b"%.6f" % proc.started
-
-
-def _one(fields: list[bytes]) -> bytes:
-    if len(fields) != 1:
-        raise ProtocolError("a command with too few or too many fields")
-    return fields[0]
-
-
-def _pair(item: bytes) -> tuple[bytes, bytes]:
-    name, equals, value = item.partition(b"=")
-    if not equals:
-        raise ProtocolError("an environment item without '='")
-    return name, value
-
-
-def _seconds(field: bytes) -> float:
-    seconds = float(field)
-    if not seconds >= 0:
-        raise ProtocolError("no number of seconds")
-    return seconds

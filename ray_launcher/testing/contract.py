@@ -1,33 +1,14 @@
-"""For tests: `FakeSpawner`, which starts nothing, and `SpawnerContract`, which any spawner's author can run.
-
-Needs pytest (the extra `test`). `FakeSpawner` runs where every spawner does, in an actor of a real Ray:
-
-    spawner = start_spawner(FakeSpawner, {"a": ExitReport(exit_code=3), "b": ValueError("no image")})
-    launcher = ActorProcLauncher(spawner)
-
-The contract suite is a class to inherit from, beside a fixture `launcher`:
-
-    @pytest.fixture(scope="module")
-    def launcher():
-        return ActorProcLauncher(start_spawner(MySpawner))
-
-    class TestMySpawner(SpawnerContract):
-        pass
-
-With `pytest.register_assert_rewrite("ray_launcher.testing")` in a conftest.py its failures show the values compared.
-"""
+"""What every spawner must do, as a test suite: `SpawnerContract`."""
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-import enum
 import fcntl
 import math
 import signal
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,18 +17,14 @@ import ray
 
 from ray_launcher import (
     Exited,
-    ExitReport,
     Failed,
     LaunchOptions,
     LaunchResult,
     ProcExitResult,
     ProcLauncher,
-    ProcSpawner,
     Signaled,
     decode_exit,
 )
-
-__all__ = ["RUNS", "Call", "FakeSpawner", "Launch", "SpawnerContract"]
 
 
 class Launch(Protocol):
@@ -55,88 +32,6 @@ class Launch(Protocol):
 
     def __call__(self, opts: LaunchOptions, proc_id: str | None = None) -> LaunchResult:
         """Launch, and remember to kill it after the test. The id is made up if it does not matter."""
-
-
-class _Runs(enum.Enum):
-    RUNS = "runs until it is ended"
-
-
-#: The script of a proc that runs until terminate, kill or `FakeSpawner.finish`.
-RUNS = _Runs.RUNS
-
-
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """One call that a `FakeSpawner` received."""
-
-    verb: str
-    """ "launch", "terminate" or "kill"."""
-    proc_id: str
-    opts: LaunchOptions | None = None
-    """Of a launch."""
-    timeout_secs: float | None = None
-    """Of a terminate."""
-
-
-class FakeSpawner(ProcSpawner):
-    """Plays scripts instead of starting procs, and records every call.
-
-    scripts: {proc_id: what its launch does}; default: what those without a script do. An exception is raised, `RUNS`
-    runs until terminate (Signaled 15 at once) or kill (Signaled 9), and anything else is returned: an `ExitReport`,
-    or junk. A launch of an id that runs is `Failed`, as with any spawner.
-    """
-
-    def __init__(self, scripts: Mapping[str, object] | None = None, default: object = RUNS) -> None:
-        self._scripts = dict(scripts or {})
-        self._default = default
-        self._running: set[str] = set()
-        self._ends: dict[str, asyncio.Future[object]] = {}
-        self._calls: list[Call] = []
-
-    async def launch(self, proc_id: str, opts: LaunchOptions) -> ExitReport:
-        """See `ProcSpawner.launch`."""
-        self._calls.append(Call("launch", proc_id, opts=opts))
-        if proc_id in self._running:
-            return ExitReport(failed_reason=f"proc {proc_id!r} is already running")
-        script = self._scripts.get(proc_id, self._default)
-        if script is RUNS:
-            script = await self._run(proc_id)
-        if isinstance(script, BaseException):
-            raise script
-        return script  # type: ignore[return-value]  # junk is what it is for
-
-    async def terminate(self, proc_id: str, timeout_secs: float) -> None:
-        """See `ProcSpawner.terminate`."""
-        self._calls.append(Call("terminate", proc_id, timeout_secs=timeout_secs))
-        if proc_id in self._running:
-            await self.finish(proc_id, ExitReport(signal=signal.SIGTERM))
-
-    async def kill(self, proc_id: str) -> None:
-        """See `ProcSpawner.kill`."""
-        self._calls.append(Call("kill", proc_id))
-        if proc_id in self._running:
-            await self.finish(proc_id, ExitReport(signal=signal.SIGKILL))
-
-    async def finish(self, proc_id: str, outcome: object) -> None:
-        """End a proc that runs, or the next of this id as soon as it does: `outcome` is returned or raised."""
-        end = self._end(proc_id)
-        if not end.done():
-            end.set_result(outcome)
-
-    async def calls(self) -> list[Call]:
-        """Every call so far, in order: `ray.get(spawner.calls.remote())`."""
-        return list(self._calls)
-
-    async def _run(self, proc_id: str) -> object:
-        self._running.add(proc_id)
-        try:
-            return await self._end(proc_id)
-        finally:
-            self._running.remove(proc_id)
-            del self._ends[proc_id]
-
-    def _end(self, proc_id: str) -> asyncio.Future[object]:
-        return self._ends.setdefault(proc_id, asyncio.get_running_loop().create_future())
 
 
 class SpawnerContract:
