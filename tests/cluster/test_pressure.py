@@ -226,8 +226,13 @@ class Refusal:
         pytest.param(SmallDisk.without_inodes, id="no inodes", marks=[pytest.mark.slow]),
     ],
 )
-def refusal(request: pytest.FixtureRequest, pressed: tuple[str, SmallDisk]) -> Iterator[Refusal]:
-    """A worker of Ray's writes to a log from its start, before anything of ours runs in it. Both wait at once."""
+def refusal(
+    request: pytest.FixtureRequest, pressed: tuple[str, SmallDisk], session: RayProcLauncher
+) -> Iterator[Refusal]:
+    """A worker of Ray's writes to a log from its start, before anything of ours runs in it. Both wait at once.
+
+    session: has been on the node, so that the log of Ray's runtime environments is there.
+    """
     node_id, disk = pressed
     opts = shell("exit 3", Placement(node_id=node_id))
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as sessions:
