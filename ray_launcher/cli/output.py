@@ -42,6 +42,8 @@ class Screen:
     def __init__(self, on_closed: Callable[[OSError], object]) -> None:
         """`on_closed(error)` is called when one of them cannot be written to any more; what is left for it is lost."""
         self.abandoned = threading.Event()
+        #: Whether there can be a live line: stderr is a terminal that can empty a line.
+        self.live_lines = os.isatty(STDERR) and os.environ.get("TERM", "dumb") != "dumb"
         self._on_closed = on_closed
         self._closed: set[int] = set()
         self._stderr = threading.Lock()
@@ -86,11 +88,6 @@ class Screen:
         finally:
             if waited:
                 self._stderr.release()
-
-    @property
-    def live_lines(self) -> bool:
-        """Whether stderr is a terminal, so that there can be a live line."""
-        return os.isatty(STDERR)
 
     def live(self, text: str) -> None:
         """Have this as the live line, "" for none. A terminal that is busy, or stopped, goes without for now."""

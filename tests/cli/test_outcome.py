@@ -87,6 +87,27 @@ def test_a_single_failure_among_several_is_told_shortly() -> None:
     assert outcome.summary_of_many([(1, ProcExitResult(Exited(1), None))], 4) == "rank 1 of 4: exited with code 1"
 
 
+def test_the_node_of_the_first_failure_is_told_where_it_is_known() -> None:
+    failures = [(7, ProcExitResult(Exited(3), [])), (2, ProcExitResult(Exited(1), []))]
+    said = "2 of 8 ranks failed (2, 7), the first of them rank 7 on 10.0.0.7: exited with code 3"
+    assert outcome.summary_of_many(failures, 8, "10.0.0.7") == said
+    assert outcome.summary_of_many(failures[:1], 8, "10.0.0.7") == "rank 7 of 8 on 10.0.0.7: exited with code 3"
+
+
+@pytest.mark.parametrize(
+    "running, ended, words",
+    [
+        (1, False, "1 other runs on"),
+        (2, False, "2 others run on"),
+        (1, True, "terminating 1 other"),
+        (2, True, "terminating 2 others"),
+    ],
+)
+def test_what_becomes_of_the_others_is_told_with_the_first_failure(running: int, ended: bool, words: str) -> None:
+    result = ProcExitResult(Exited(3), [])
+    assert outcome.notice(7, result, running, ended=ended) == f"rank 7: exited with code 3; {words}"
+
+
 def test_many_failures_are_not_all_named() -> None:
     failures = [(rank, ProcExitResult(Exited(1), [])) for rank in range(100)]
     assert "(0, 1, 2, 3, 4, 5, 6, 7, ...)" in outcome.summary_of_many(failures, 100)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import pty
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -124,3 +126,79 @@ def test_nothing_is_written_once_nobody_wants_it(redirect: Redirect) -> None:
     screen.abandoned.set()
     with pytest.raises(OutputAbandonedError):
         screen.write(STDOUT, b"a")
+
+
+Written = Callable[[], bytes]
+Terminal = Callable[[], contextlib.AbstractContextManager[Written]]
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Makes a terminal our stdout and stderr; gives what has been written to it since it was asked last."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "21")
+    return _terminal
+
+
+@contextlib.contextmanager
+def _terminal() -> Iterator[Written]:
+    ours, theirs = pty.openpty()
+    os.set_blocking(ours, False)
+    saved = {fd: os.dup(fd) for fd in (STDOUT, STDERR)}
+    for fd in saved:
+        os.dup2(theirs, fd)
+    try:
+        yield lambda: os.read(ours, 1 << 16).replace(b"\r\n", b"\n")
+    finally:
+        for fd, copy in saved.items():
+            os.dup2(copy, fd)
+            os.close(copy)
+        os.close(theirs)
+        os.close(ours)
+
+
+CLEAR = b"\r\x1b[K"
+
+
+def test_output_and_messages_are_written_where_the_live_line_was_and_that_comes_back(terminal: Terminal) -> None:
+    with terminal() as written:
+        screen = Screen(on_closed=unexpected)
+        screen.live("2 run")
+        screen.write(STDOUT, b"out\n")
+        screen.write(STDERR, b"err\n")
+        screen.say("said")
+        screen.live("1 runs")
+        screen.live("")
+        pieces = [b"2 run", b"out\n2 run", b"err\n2 run", b"ray-launcher: said\n2 run", b"1 runs", b""]
+        assert written() == CLEAR.join(pieces)
+
+
+def test_a_live_line_does_not_touch_a_line_that_the_program_has_begun(terminal: Terminal) -> None:
+    with terminal() as written:
+        screen = Screen(on_closed=unexpected)
+        screen.write(STDOUT, b"begun")
+        screen.live("waiting")
+        screen.write(STDOUT, b" and ended\n")
+        assert written() == b"begun and ended\nwaiting"
+
+
+def test_a_live_line_is_one_line_without_control_characters(terminal: Terminal) -> None:
+    with terminal() as written:
+        Screen(on_closed=unexpected).live("a\nb\x1b[31m" + "c" * 100)
+        assert written() == b"a?b?[31m" + b"c" * 12
+
+
+def test_control_c_on_a_live_line_goes_with_it(terminal: Terminal) -> None:
+    with terminal() as written:
+        screen = Screen(on_closed=unexpected)
+        screen.say("first", after_control_c=True)
+        screen.live("live")
+        screen.say("second", after_control_c=True)
+        assert written() == b"\nray-launcher: first\nlive" + CLEAR + b"ray-launcher: second\nlive"
+
+
+def test_without_a_terminal_there_is_no_live_line(redirect: Redirect) -> None:
+    screen = Screen(on_closed=unexpected)
+    assert not screen.live_lines
+    screen.live("2 run")
+    assert screen._live == ""

@@ -1,4 +1,4 @@
-"""Ctrl-C as a user presses it, in a real terminal."""
+"""Ctrl-C as a user presses it, and the live line, in a real terminal."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ class Terminal:
     """A shell in a terminal of its own."""
 
     def __init__(self, directory: Path, env: Mapping[str, str]) -> None:
+        self.address = env["RAY_ADDRESS"].rpartition(":")[0]
         self._tmux = ["tmux", "-S", str(directory / "tmux"), "-f", "/dev/null"]
         shell = ["new-session", "-d", "-x", "200", "-y", "50", "-c", str(directory), "sh"]
         subprocess.run([*self._tmux, *shell], env={**env, "TERM": "xterm", "PS1": ""}, check=True)
@@ -98,3 +99,29 @@ def test_control_c_twice_kills(terminal: Terminal) -> None:
     terminal.keys("C-c")
     terminal.sees("code=137")
     assert terminal.lines()[-2:] == ["ray-launcher: killing 2 procs", "code=137"]
+
+
+def test_a_gangs_progress_is_shown_below_its_output_and_is_gone_at_the_end(terminal: Terminal) -> None:
+    terminal.keys(typed("-j", "1x2", how="gentle"), "Enter")
+    terminal.sees("[1] READY")
+    terminal.sees("ray-launcher: 2 of 2 run, 0 ended")
+    assert terminal.lines()[-1] == "ray-launcher: 2 of 2 run, 0 ended"
+    terminal.keys("C-c")
+    terminal.sees("code=7")
+    words = ["READY", "READY", "dying words", "dying words"]
+    assert sorted(line.partition("] ")[2] for line in terminal.lines() if line.startswith("[")) == words
+    assert [line for line in terminal.lines() if not line.startswith("[")] == [
+        "shell",
+        "ray-launcher: terminating 2 procs, Ctrl-C again to kill",
+        "code=7",
+    ]
+
+
+def test_what_a_launch_waits_for_is_shown_until_it_is_over(terminal: Terminal) -> None:
+    terminal.keys(typed("--resources", "none=1", "--start-timeout", "4", how="gentle"), "Enter")
+    address = terminal.address
+    missing = f"needs none 1; no node is that large: the largest, {address}, has 0 none"
+    terminal.sees(f"ray-launcher: waiting: {missing}")
+    terminal.sees("code=125")
+    over = f"ray-launcher: the resources were not there within 4 s: {missing}"
+    assert terminal.lines() == ["shell", over, "code=125"]
