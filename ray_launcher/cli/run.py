@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ray_launcher import LaunchOptions
+from ray_launcher import LaunchOptions, gang_env
 from ray_launcher.cli.dry import plan
 from ray_launcher.cli.gangs import Shape, gang_options, shape_of
 from ray_launcher.cli.jobs import AGang, Several
@@ -192,6 +192,8 @@ def _several(name: str, nprocs: int, env: Mapping[str, str], shared: Mapping[str
 
 
 def _gang(name: str, shape: Shape, grace: float, env: Mapping[str, str], shared: Mapping[str, Any]) -> AGang:
+    for variable in env.keys() & gang_env(name, 0).keys():
+        raise click.BadParameter(f"each rank of a gang is given its own {variable}; leave it out", param_hint="'--env'")
     return AGang(name, shape, LaunchOptions(env=env, **shared), grace)
 
 

@@ -142,9 +142,10 @@ class Agent:
 
     async def poll(self, join: str, call: int, received: int, settled: list[int]) -> bytes:
         """Wait for news. As `post`, without messages."""
-        if not self._hear("poll", join, call, received, settled) or not await self._feed.fresh(join):
+        if not self._hear("poll", join, call, received, settled):
             return b""
-        await self._pace.wait(len(self._keeper.running))
+        if not await self._feed.fresh(join, lambda: self._pace.wait(len(self._keeper.running))):
+            return b""
         return self._feed.tell()
 
     async def read(self, wants: dict[str, tuple[int, str]]) -> dict[str, tuple[bytes, bool]]:

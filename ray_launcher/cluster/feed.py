@@ -10,7 +10,7 @@ import asyncio
 import pickle
 import uuid
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 from ray_launcher.cluster.wire import Exit, News, Started
 
@@ -88,14 +88,22 @@ class Feed:
         timer.cancel()
         self._holding = None
 
-    async def fresh(self, join: str) -> bool:
-        """Return when there is something to tell; False: whoever asked is not listened to any more."""
+    async def fresh(self, join: str, pause: Callable[[], Awaitable[None]]) -> bool:
+        """Return when there is something to tell; False: whoever asked is not listened to any more.
+
+        pause: waited for once there is something, for more to come.
+        """
         self._polls += 1
         poll = self._polls
         self.wake()  # one that was asked before is not listened to any more: it must take no news
-        while self._told == self._numbered or self._holding is not None:
-            self._fresh.clear()
-            await self._fresh.wait()
+        paused = False
+        while not paused or self._told == self._numbered or self._holding is not None:
+            if self._told == self._numbered or self._holding is not None:
+                self._fresh.clear()
+                await self._fresh.wait()
+            else:
+                await pause()
+                paused = True
             if join != self.join or poll != self._polls:
                 return False
         return True

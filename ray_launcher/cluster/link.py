@@ -164,7 +164,8 @@ class Link:
                 await asyncio.wait_for(self._end(grace), grace + GIVE_UP)
                 await asyncio.wait_for(self._last_answers(), LAST_ANSWERS)
         await self._hush()
-        await self._abandon("the session ended")
+        self._abandon("the session ended")
+        await self._forget()
 
     async def _last_answers(self) -> None:
         if self.launches and not self.lost:
@@ -277,10 +278,11 @@ class Link:
         self._last = asyncio.ensure_future(self._give_up(reason))
 
     async def _give_up(self, reason: str) -> None:
-        await self._abandon(reason)
-        self._on_lost(self, self._joined)
+        self._abandon(reason)
+        self._on_lost(self, self._joined)  # at once: nothing may be launched through a link that is lost
+        await self._forget()
 
-    async def _abandon(self, reason: str) -> None:
+    def _abandon(self, reason: str) -> None:
         self.lost = True
         self._over.set()
         for task in self._tasks:
@@ -292,6 +294,8 @@ class Link:
             self._heard(Exit(0, token, _failed(reason)))
         self._channel.close()
         self.resolved.set()
+
+    async def _forget(self) -> None:
         with contextlib.suppress(Exception):
             await asyncio.get_running_loop().run_in_executor(None, self._registry.remove, self.name)
 

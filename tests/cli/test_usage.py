@@ -94,6 +94,7 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Call:
         (["--nproc-per-node", "all", "ls"], "'--nproc-per-node'", "or gpu, or cpu"),
         (["--strategy", "PACK", "ls"], "--strategy", "give -j NxM"),
         (["--no-fail-fast", "-n", "2", "ls"], "--no-fail-fast", "give -j NxM"),
+        (["-j", "1x2", "-e", "MASTER_PORT=1", "ls"], "'--env'", "MASTER_PORT; leave it out"),
         (["-j", "1x2", "--strategy", "HEAP", "ls"], "'--strategy'", "STRICT_SPREAD"),
         (["--cpus", "-1", "ls"], "'--cpus'", "as 2 or 0.5"),
         (["--gpus", "1.5", "ls"], "Placement.num_gpus", "whole number"),
