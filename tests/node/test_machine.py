@@ -51,7 +51,7 @@ class SupervisorMachine(RuleBasedStateMachine):
         spec = Spec(
             token=b"machine-%d" % len(self._specs),
             program=b"/bin/sh",
-            argv=[b"sh", b"-c", b"echo $$ >> $0; trap 'exit 3' USR1; while :; do sleep 0.01; done"],
+            argv=[b"sh", b"-c", b"trap 'exit 3' USR1; echo $$ >> $0; while :; do sleep 0.01; done"],
             environ=[f"RAY_LAUNCHER_ID={self._rig.marker}/machine-{len(self._specs)}".encode()],
             note=note,
         )
