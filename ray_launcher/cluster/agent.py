@@ -165,6 +165,11 @@ class Agent:
         """A port of this node that nobody else gets until the launch that is granted `name` comes here."""
         return self._ports.keep(name)
 
+    async def await_gone(self, tokens: list[str]) -> None:
+        """Return when nothing is left of the trees of these launches, which have ended."""
+        await asyncio.shield(self._finding)
+        await asyncio.gather(*map(self._keeper.gone, tokens))
+
     async def end(self, grace: float) -> None:
         """TERM every proc, KILL what is left `grace` seconds later, and return when nothing is.
 

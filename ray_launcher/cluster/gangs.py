@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
 from ray_launcher.cluster.lease import Wish, bundle_of, selector_of
+from ray_launcher.cluster.link import Link
 from ray_launcher.cluster.nodes import Node
 from ray_launcher.cluster.placing import Place, Placer, PlacingError
 from ray_launcher.cluster.registry import Registry
@@ -56,6 +57,7 @@ class Gangs:
         self._placer, self._registry = placer, registry
         self._open_port, self._end, self._may_come = open_port, end, may_come
         self._gangs: dict[str, _Gang] = {}
+        self._returning: set[asyncio.Task[None]] = set()
         self._causes: OrderedDict[str, int | None] = OrderedDict()
         for record in registry.gangs() if again else ():
             shape, first, seats = pickle.loads(record)  # noqa: S301  # our own
@@ -119,6 +121,7 @@ class Gangs:
 
     def _ended(self, gang: _Gang, rank: int, proc: Proc, end: asyncio.Future[ExitReport]) -> None:
         gang.living.pop(rank, None)
+        gang.ended.append(proc)
         gang.over[rank] = None
         report = None if end.cancelled() else end.result()
         if report is not None and _is_failure(report):
@@ -143,10 +146,20 @@ class Gangs:
         self._causes[uid] = min(failed, key=failed.__getitem__, default=None)
         if len(self._causes) > HISTORY:
             self._causes.popitem(last=False)
-        self._placer.release(uid, reusable=not failed)
         if gang.seating is not None:
             gang.seating.cancel()
+        self._returning.add(returning := asyncio.ensure_future(self._return_lease(gang)))
+        returning.add_done_callback(self._returning.discard)
         asyncio.get_running_loop().run_in_executor(None, self._registry.drop_gang, uid)
+
+    async def _return_lease(self, gang: _Gang) -> None:
+        """When nothing is left of any rank's tree."""
+        left: dict[Link, list[str]] = {}
+        for proc in gang.ended:
+            if proc.link is not None:
+                left.setdefault(proc.link, []).append(proc.token)
+        await asyncio.gather(*(link.ask("await_gone", tokens) for link, tokens in left.items()))
+        self._placer.release(gang.shape.uid, reusable=not any(link.lost for link in left))
 
 
 class _Gang:
@@ -161,6 +174,7 @@ class _Gang:
             self.seating.set_result(seats)
         self.living: dict[int, Proc] = {}
         self.over: dict[int, float | None] = {}  # by rank: when it failed, if it did
+        self.ended: list[Proc] = []
         self.failing = False
 
 

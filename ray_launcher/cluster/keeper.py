@@ -59,6 +59,7 @@ class Keeper:
         self._ending = False
         self._gone = asyncio.Event()  # the supervisor, its guard, and all that was theirs
         self._mopping: asyncio.Future[None] | None = None
+        self._going: dict[str, list[asyncio.Future[None]]] = {}  # by token: who waits for the end of its tree
         self._unconfirmed: deque[asyncio.Future[None]] = deque()
         self._failures = time.monotonic_ns()  # they count on from those of the agents before us
 
@@ -107,6 +108,15 @@ class Keeper:
             self._client.send(b"sync")
             await confirmed
 
+    async def gone(self, token: str) -> None:
+        """Return when nothing is left of the tree of a launch that has ended."""
+        await self._mopped_up()
+        if self._client is not None:
+            gone = asyncio.get_running_loop().create_future()
+            self._going.setdefault(token, []).append(gone)
+            self._client.send(b"gone", token.encode())
+            await gone
+
     async def end(self, grace: float) -> None:
         """TERM every proc, KILL what is left `grace` seconds later, and return when nothing is.
 
@@ -142,12 +152,18 @@ class Keeper:
                 self._started(token, pid, when, b"")
         elif verb == b"hello":
             self._hello(*fields)
+        else:
+            self._on_answer(verb, *fields)
+
+    def _on_answer(self, verb: bytes, text: bytes = b"") -> None:
+        if verb == b"gone":
+            self._nothing_left(text.decode())
         elif verb == b"synced":
             _resolve(self._unconfirmed.popleft())
         elif verb == b"superseded":
             self._host.on_superseded()
         elif verb == b"note":
-            _logger.warning("%s", fields[0].decode(errors="replace"))
+            _logger.warning("%s", text.decode(errors="replace"))
 
     def _hello(self, _pid: bytes, *running: bytes) -> None:
         for each in zip(running[::4], running[1::4], running[2::4], running[3::4], strict=True):
@@ -189,6 +205,12 @@ class Keeper:
             self.failed(token, started.note, LOST + (f": {words}" if words else ""))
         client.remove_directory(self._directory)
         self._gone.set()
+        for token in list(self._going):
+            self._nothing_left(token)
+
+    def _nothing_left(self, token: str) -> None:
+        for gone in self._going.pop(token, []):
+            _resolve(gone)
 
     async def _clear(self) -> bool:
         """End what a supervisor left: its guard does, and if that was killed too, it is up to us. False: it lives."""

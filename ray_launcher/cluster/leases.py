@@ -44,7 +44,11 @@ class Leases:
         self._adopted = {name: taker for name, taker in self._adopted.items() if taker != token}
         lease = self._leases.pop(token, None)
         if lease is not None:
-            self._pass_on(lease) if reusable else self._give_back(lease)
+            (self._pass_on if reusable else self._give_back)(lease)
+
+    def __contains__(self, token: str) -> bool:
+        """Whether the launch has one, perhaps of an earlier spawner."""
+        return token in self._leases or token in self._adopted.values()
 
     @property
     def tokens(self) -> list[str]:

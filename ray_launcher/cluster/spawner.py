@@ -48,6 +48,7 @@ class ClusterSpawner(ProcSpawner):
         self._links = Links(owner, self._news, registry.agents() if again else {})
         self._restored = Restored(list(self._links.by_name.values()))
         self._leases = Leases(session.name, again)
+        self._going: set[asyncio.Future[None]] = set()
         self._sorting = asyncio.ensure_future(self._sort_out())
         self._placer = Placer(self._links, self._leases, self._holders)
         self._gangs = Gangs(
@@ -265,7 +266,17 @@ class ClusterSpawner(ProcSpawner):
     def _news(self, link: Link, news: Started | Exit) -> None:
         self._hear(link, news)
         if isinstance(news, Exit):
-            self._leases.release(news.token, reusable=news.report.failed_reason is None)
+            self._return_lease(link, news)
+
+    def _return_lease(self, link: Link, end: Exit) -> None:
+        """When nothing is left of the tree: a helper that outlives the leader may still use a GPU."""
+        if end.report.failed_reason is not None:
+            self._leases.release(end.token, reusable=False)
+        elif end.token in self._leases:
+            gone = asyncio.ensure_future(link.ask("await_gone", [end.token]))
+            gone.add_done_callback(lambda _: self._leases.release(end.token, reusable=not link.lost))
+            self._going.add(gone)
+            gone.add_done_callback(self._going.discard)
 
     def _hear(self, link: Link, news: Started | Exit) -> None:
         proc = self._roster.by_token(news.token)

@@ -1,8 +1,8 @@
 """What an agent tells its supervisor: verbs and fields, taken apart, checked, and handed on.
 
 hello, base *NAME=VALUE, launch SPEC, terminate TOKEN SECONDS, kill TOKEN, signal TOKEN SIGNUM [SENDER NUMBER],
-ack *SEQ, lease UNTIL (`time.monotonic`), sync, stop SECONDS. See `Commanded` for what they do; hello, which makes a
-peer the agent, comes before all others and is not ours.
+gone TOKEN, ack *SEQ, lease UNTIL (`time.monotonic`), sync, stop SECONDS. See `Commanded` for what they do; hello, which
+makes a peer the agent, comes before all others and is not ours.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
         def signal(self, token: bytes, signum: int, sender: bytes, number: int) -> None:
             """Send a signal. Of one sender, a number that is not higher than the last does nothing."""
+
+        def gone(self, token: bytes) -> None:
+            """Say when nothing of its tree is left."""
 
         def acknowledge(self, sequences: list[int]) -> None:
             """These reports need not be kept any longer."""
@@ -82,6 +85,8 @@ def _request(supervisor: Commanded, verb: bytes, fields: list[bytes]) -> None:
         supervisor.signal(token, _signum(signum), sender, int(number))
     elif verb == b"kill":
         supervisor.kill(token)
+    elif verb == b"gone":
+        supervisor.gone(token)
     else:
         raise ProtocolError("an unknown verb")
 

@@ -70,6 +70,7 @@ class Supervisor:
         self._lease: Timer | None = None
         self._flush_at = 0.0
         self._unannounced: list[Proc] = []
+        self._awaited: set[bytes] = set()  # tokens: the agent wants to know when nothing is left of them
         self._asked_to_end = False  # by SIGTERM
         self._stopping = False
         self._stop_by = float("inf")
@@ -149,6 +150,13 @@ class Supervisor:
     def base(self, environ: dict[bytes, bytes]) -> None:
         """See `Commanded`."""
         self._base = environ
+
+    def gone(self, token: bytes) -> None:
+        """See `Commanded`."""
+        if token in self._procs:
+            self._awaited.add(token)
+        else:
+            self._tell(b"gone", token)
 
     def acknowledge(self, sequences: list[int]) -> None:
         """See `Commanded`."""
@@ -252,6 +260,9 @@ class Supervisor:
 
     def _gone(self, proc: Proc) -> None:
         self._done_with(*proc.outputs)
+        if proc.token in self._awaited:
+            self._awaited.discard(proc.token)
+            self._tell(b"gone", proc.token)
 
     def _done_with(self, *outputs: bytes) -> None:
         for path in outputs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,6 +34,10 @@ def launch(
 ) -> LaunchResult:
     opts = shell(script, Placement(**placement), env=env or {})  # type: ignore[arg-type]
     return launcher.launch(f"leased {next(_names)}", opts)
+
+
+def on(nodes: Nodes, zone: str) -> dict[str, str]:
+    return {"node_id": nodes.ids()[zone]}
 
 
 def gpus(proc: LaunchResult) -> str:
@@ -213,3 +218,15 @@ def test_a_spawner_that_is_gone_for_good_leaves_no_lease(launcher: RayProcLaunch
     running(launcher, launch(launcher, STAY, num_cpus=2))
     waits_for(launcher, launch(launcher, STAY, num_cpus=64))
     ray.kill(launcher._spawner)  # and see `_all_free` and the check for placement groups
+
+
+def test_a_lease_lasts_until_nothing_is_left_of_the_tree(shared: RayProcLauncher, nodes: Nodes, tmp_path: Path) -> None:
+    """What outlives the leader gets TERM, and two seconds later KILL; this one does not heed the first."""
+    pid = tmp_path / "pid"
+    helper = f'trap "" TERM; echo $$ > {pid}.draft; mv {pid}.draft {pid}; while :; do sleep 0.05; done'
+    proc = launch(shared, f"sh -c '{helper}' & while [ ! -e {pid} ]; do sleep 0.01; done", num_cpus=2, **on(nodes, "a"))
+    next_one = launch(
+        shared, f"while [ ! -e {pid} ]; do exit 1; done; ! kill -0 $(cat {pid})", num_cpus=2, **on(nodes, "a")
+    )
+    assert ended(proc.exit_port).ok
+    assert ended(next_one.exit_port).ok  # it has not found the helper any more

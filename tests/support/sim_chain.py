@@ -336,6 +336,8 @@ class Supervisor:
             self._launch(Spec.from_fields(list(fields)))
         elif verb == b"ack":
             self._reports.acknowledge(map(int, fields))
+        elif verb == b"gone":
+            self._tell(pack(b"gone", *fields))
         elif verb == b"sync":
             self._tell(pack(b"synced"))
         elif verb in (b"kill", b"terminate") and fields[0] in self._procs:
