@@ -36,7 +36,7 @@ def launch(
     return launcher.launch(f"leased {next(_names)}", opts)
 
 
-def on(nodes: Nodes, zone: str) -> dict[str, str]:
+def on(nodes: Nodes, zone: str) -> dict[str, Any]:
     return {"node_id": nodes.ids()[zone]}
 
 
