@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import pickle
 import queue
@@ -228,6 +229,11 @@ class _Thread:
         self._queue: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Make no more calls."""
+        self._stopped = True
 
     def put(self, call: Callable[[], object]) -> None:
         self._queue.put(call)
@@ -239,6 +245,8 @@ class _Thread:
     def _run(self) -> None:
         while True:
             call = self._queue.get()
+            if self._stopped:
+                continue
             try:
                 call()
             except BaseException:
@@ -248,6 +256,7 @@ class _Thread:
 _open_results = _OpenResults()
 _callbacks = _Thread("ray_launcher-callbacks")  # the users' own, which may wait for anything
 _chores = _Thread("ray_launcher-chores")
+atexit.register(_callbacks.stop)  # after Ray's own hook, so called before it: that makes every open port resolve
 
 
 def run_soon(call: Callable[[], object], after: float = 0.0) -> None:

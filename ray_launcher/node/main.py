@@ -41,10 +41,7 @@ def main(directory: str, raylet: str, *seconds: str) -> int:
 def _start(directory: str, raylet: str, *seconds: str) -> Supervisor | None:
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # no child may inherit what we did
     _check_raylet(int(raylet))
-    try:
-        os.mkdir(directory, 0o700)
-    except FileExistsError:
-        pass
+    _make_directory(directory)
     lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -68,6 +65,22 @@ def _start(directory: str, raylet: str, *seconds: str) -> Supervisor | None:
     serving = Supervisor(listener, int(raylet), graces, fence)
     os.write(1, b"%d\n" % os.getpid())
     return serving
+
+
+def _make_directory(path: str) -> None:
+    """And the one above it, which the last supervisor that leaves takes along, perhaps just now."""
+    while True:
+        for each in (os.path.dirname(path), path):
+            try:
+                os.mkdir(each, 0o700)
+            except FileExistsError:
+                pass
+            except FileNotFoundError:
+                if each != path:
+                    raise
+                break
+        else:
+            return
 
 
 def _check_raylet(pid: int) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import pty
+import select
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -143,12 +144,21 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 @contextlib.contextmanager
 def _terminal() -> Iterator[Written]:
     ours, theirs = pty.openpty()
-    os.set_blocking(ours, False)
+
+    def written() -> bytes:
+        """All there has been until now: what is written to a terminal comes out a moment later."""
+        os.write(theirs, b"\0")
+        seen = b""
+        while not seen.endswith(b"\0"):
+            assert select.select([ours], [], [], 10)[0]
+            seen += os.read(ours, 1 << 16)
+        return seen[:-1].replace(b"\r\n", b"\n")
+
     saved = {fd: os.dup(fd) for fd in (STDOUT, STDERR)}
     for fd in saved:
         os.dup2(theirs, fd)
     try:
-        yield lambda: os.read(ours, 1 << 16).replace(b"\r\n", b"\n")
+        yield written
     finally:
         for fd, copy in saved.items():
             os.dup2(copy, fd)

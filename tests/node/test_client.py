@@ -141,7 +141,7 @@ def test_a_supervisor_that_cannot_start_says_why(tmp_path: Path, monkeypatch: py
 
 def test_a_start_below_a_directory_that_is_not_there_says_so(tmp_path: Path) -> None:
     with pytest.raises(client.SupervisorError, match="missing"):
-        client.start(tmp_path / "missing" / "run", 0, 1.0, 1.0)
+        client.start(tmp_path / "missing" / "ours" / "run", 0, 1.0, 1.0)
 
 
 def test_the_directory_goes_with_the_supervisor_and_its_parent_with_the_last(rig: Rig, tmp_path: Path) -> None:
