@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import operator
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import ray
 
 from ray_launcher.cluster.nodes import fitting, living_nodes
 from ray_launcher.options import LaunchOptions, Placement, check_timeout
-from ray_launcher.ranks import STRATEGIES, Shape, Strategy
+from ray_launcher.ranks import STRATEGIES, Shape, Strategy, gang_env
 
 #: More ranks than this are a slip of the pen.
 _MOST = 100_000
@@ -53,13 +53,21 @@ def plan_gang(  # noqa: PLR0913, PLR0917  # one argument per one of launch_gang'
         raise ValueError(f"nnodes x nproc_per_node is {nnodes * nproc} ranks; at most {_MOST:,} are supported")
     shape = Shape(uuid.uuid4().hex, gang_id, nnodes, nproc, strategy, fail_fast, grace)
     ranks = [_options_of(opts, rank) for rank in range(shape.size)]
+    ours = gang_env(gang_id, 0, nnodes=nnodes, nproc_per_node=nproc)
     for rank, each in enumerate(ranks):
         if each.placement != ranks[0].placement:
             raise ValueError(f"opts({rank}).placement differs from that of rank 0; a gang has one placement")
+        _check_env(each, ours)
     if change:
         placement = dataclasses.replace(ranks[0].placement, **change)
         ranks = [dataclasses.replace(each, placement=placement) for each in ranks]
     return Plan(shape, ranks)
+
+
+def _check_env(opts: LaunchOptions, ours: Mapping[str, str | None]) -> None:
+    taken = sorted(opts.env.keys() & ours.keys())
+    if taken:
+        raise ValueError(f"LaunchOptions.env[{taken[0]!r}] is set by the gang itself; leave it out")
 
 
 def _options_of(opts: object, rank: int) -> LaunchOptions:

@@ -12,6 +12,7 @@ import os
 import pickle
 import select
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class Agent:
         self._forgot = again or ray.get_runtime_context().was_current_actor_reconstructed
         self._spawner: Any = spawner
         self._raylet = int(os.environ.get("RAY_RAYLET_PID") or os.getppid())
-        self._raylet_end = os.pidfd_open(self._raylet)  # readable from then on
+        self._raylet_gone = _watched(self._raylet)
         self._raylet_environ = raylet_environ(self._raylet)
         asked = ray.get_runtime_context().runtime_env.get("env_vars") or {}
         self._masks = masks({})
@@ -293,7 +294,7 @@ class Agent:
         Without its raylet the node is on its way out, and this process a second behind it: asking once more would only
         put off the day when the node is known to be lost.
         """
-        while not select.select([self._raylet_end], [], [], 0)[0]:
+        while not self._raylet_gone():
             asked = time.monotonic()
             try:
                 granted = await self._spawner.serve_renew.remote(self._name, time.time())
@@ -338,6 +339,12 @@ class Agent:
         await self.end(grace)
         ray.kill(ray.get_runtime_context().current_actor)
         await asyncio.Event().wait()
+
+
+def _watched(pid: int) -> Callable[[], bool]:
+    """A function that tells whether the process has ended."""
+    end = os.pidfd_open(pid)  # readable from then on
+    return lambda: bool(select.select([end], [], [], 0)[0])
 
 
 def _ray_node() -> Any:

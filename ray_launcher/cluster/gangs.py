@@ -96,8 +96,8 @@ class Gangs:
         return self._causes.get(uid)
 
     def check(self) -> None:
-        """It is known now which launches may be asked for again."""
-        for gang in list(self._gangs.values()):
+        """Of launches of an earlier spawner some will not be asked for again."""
+        for gang in [gang for gang in self._gangs.values() if gang.restored]:
             self._check_over(gang)
 
     async def _seats(self, gang: _Gang, shape: Shape, placement: Placement) -> Seats:

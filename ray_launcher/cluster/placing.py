@@ -56,6 +56,7 @@ class Placer:
             waiting = asyncio.ensure_future(
                 self._nodes.wait_for(placement, self._load) if wish is None else self._lease(proc, placement, wish)
             )
+            saying = asyncio.get_running_loop().call_later(_LOOK, _say, proc, placement)
             try:
                 await asyncio.wait((waiting, proc.end), return_when=asyncio.FIRST_COMPLETED)
                 if waiting.done() and isinstance(place := waiting.result(), Place):
@@ -63,7 +64,9 @@ class Placer:
             except (NoSuchNodeError, NoFittingNodeError) as error:
                 raise PlacingError(str(error)) from None
             finally:
+                saying.cancel()
                 waiting.cancel()
+                proc.waits_for = None
         return None
 
     async def _lease(self, proc: Proc, placement: Placement, wish: Wish) -> Place:
@@ -130,3 +133,9 @@ class Placer:
     async def _reasons(self, wishes: Iterable[Wish]) -> list[str]:
         nodes = await asyncio.get_running_loop().run_in_executor(None, capacities)
         return [why(wish, nodes, self._holders) for wish in wishes]
+
+
+def _say(proc: Proc, placement: Placement) -> None:
+    """It waits for a node, whether or not it wants to hold anything there."""
+    if proc.waits_for is None and placement.label_selector:
+        proc.waits_for = f"needs a node with the labels {dict(placement.label_selector)}"

@@ -158,6 +158,7 @@ class ClusterSpawner(ProcSpawner):
     def on_settled(self, launcher: str, numbers: list[int]) -> None:
         """See `ProcSpawner.on_settled`: the reports of these need not be kept any longer."""
         self._restored.settled(launcher, numbers)
+        self._gangs.check()
         for number in numbers:
             kept = self._unsettled.pop(token_of((launcher, number)), None)
             if kept is not None:

@@ -197,6 +197,7 @@ def test_a_gang_outlives_the_spawner_and_still_fails_together(launcher: RayProcL
         ({"opts": "true"}, TypeError, "opts must be a LaunchOptions"),
         ({"opts": lambda _: None}, TypeError, r"opts\(0\) must be a LaunchOptions"),
         ({"gang_id": ""}, ValueError, "proc_id is empty"),
+        ({"opts": shell("exit", env={"RANK": "7"})}, ValueError, r"env\['RANK'\] is set by the gang itself"),
     ],
     ids=str,
 )

@@ -145,6 +145,11 @@ def test_labels_that_no_node_has_are_named(shared: RayProcLauncher) -> None:
     assert "no node has them" in reason
 
 
+def test_a_launch_that_holds_nothing_says_which_labels_it_waits_for(shared: RayProcLauncher) -> None:
+    reason = waits_for(shared, launch(shared, "exit", label_selector={"zone": "nowhere"}))
+    assert reason == "needs a node with the labels {'zone': 'nowhere'}"
+
+
 def test_after_the_timeout_the_launch_fails_with_the_reason(shared: RayProcLauncher) -> None:
     kind = ended(launch(shared, "exit", num_cpus=64, timeout=0.5).exit_port).kind
     assert isinstance(kind, Failed)

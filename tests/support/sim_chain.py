@@ -151,6 +151,7 @@ class World:
             is_alive=lambda _: True,
             return_all=lambda _, spared: None if spared else self.leases.clear(),
             masks=lambda _: {},
+            _watched=lambda _: lambda: False,
             Ports=lambda: types.SimpleNamespace(keep=lambda _: 7, give=lambda _: None),
             _ray_node=lambda: types.SimpleNamespace(get_logs_dir_path=lambda: "/nonexistent/logs"),
         )

@@ -45,10 +45,10 @@ class _NoWait(selectors.DefaultSelector):
 
 
 class SimLoop(asyncio.SelectorEventLoop):
-    """Time passes only when there is nothing else to do."""
+    """Time passes only when there is nothing else to do. slow: seconds that a blocking call takes."""
 
-    def __init__(self) -> None:
-        self._clock = _NoWait()
+    def __init__(self, slow: float = 0.001) -> None:
+        self._clock, self._slow = _NoWait(), slow
         super().__init__(self._clock)
         self._made: list[asyncio.Task[Any]] = []
         self.raised: list[dict[str, Any]] = []
@@ -80,7 +80,7 @@ class SimLoop(asyncio.SelectorEventLoop):
         except Exception as error:  # noqa: BLE001  # as an executor does
             done.set_exception(error)
         else:
-            self.call_later(0.001, _set, done, answer)
+            self.call_later(self._slow, _set, done, answer)
         return done
 
     def _make_task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
