@@ -82,7 +82,9 @@ class Desk:
         """Take on what is new in it, in order: each begins before the next does, and before this loop goes on."""
         account = self.account(launcher)
         for message in post.messages:
-            if message.number > account.taken or message.kind == "outcome":
+            if message.kind == "outcome":
+                account.resolve(message.number, message.payload)
+            elif message.number > account.taken:
                 account.keep(message.number, asyncio.ensure_future(self._carry_out(launcher, message)))
         account.took(post.upto)
         self.settle(launcher, post.settled)
@@ -99,9 +101,7 @@ class Desk:
 
     async def _carry_out(self, launcher: str, message: Message) -> None:
         account = self.account(launcher)
-        if message.kind == "outcome":
-            account.resolve(message.number, message.payload)
-        elif message.kind == "launch":
+        if message.kind == "launch":
             account.arrived(message.number, await self._launch((launcher, message.number), message))
         else:
             await self._unheard(self._request(launcher, message), message.kind)
