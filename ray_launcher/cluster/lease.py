@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import ray
 from ray import PlacementGroupID
+from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -125,11 +126,14 @@ class Lease:
             num_cpus=0,
             num_gpus=gpus,
             resources=asked,
-            max_retries=-1,
+            max_retries=3,
             enable_task_events=False,
             scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index),
         )
-        ids: dict[str, list[str]] = await probe.remote()
+        try:
+            ids: dict[str, list[str]] = await probe.remote()
+        except RayError as error:
+            raise LeaseError(f"cannot learn which accelerators were assigned: {error}") from error
         return ids
 
 
