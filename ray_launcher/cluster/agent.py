@@ -103,8 +103,9 @@ class Agent:
         if generation < self._generation:
             return b""
         self._generation = generation
-        if await asyncio.shield(self._finding):
-            self._forgot = False
+        with self._feed.answering():
+            if await asyncio.shield(self._finding):
+                self._forgot = False
         self._feed.leave()  # from here on nothing comes by what was sent before
         known = self._keeper.running.keys() | {exit_.token for exit_ in self._feed.kept.values()}
         for token, note in {**expected, **(unsure if self._forgot else {})}.items():
@@ -145,9 +146,10 @@ class Agent:
         """Wait for news. As `post`, without messages."""
         if not self._hear("poll", join, call, received, settled):
             return b""
-        if not await self._feed.fresh(join, lambda: self._pace.wait(len(self._keeper.running))):
-            return b""
-        return self._feed.tell()
+        with self._feed.answering():
+            if not await self._feed.fresh(join, lambda: self._pace.wait(len(self._keeper.running))):
+                return b""
+            return self._feed.tell()
 
     async def read(self, wants: dict[str, tuple[int, str]]) -> dict[str, tuple[bytes, bool]]:
         """New bytes of log files, see `follow.read_logs`.
@@ -180,9 +182,8 @@ class Agent:
         await self._keeper.end(grace)
 
     async def hush(self) -> None:
-        """Answer the pending `poll`: Ray would report it as failed when this actor is killed."""
-        self._feed.leave()
-        self._feed.wake()
+        """Return when pending calls have been answered: Ray would report them as failed when this actor is killed."""
+        await self._feed.hush()
 
     async def info(self) -> dict[str, Any]:
         """Facts for diagnostics: pid, and where things are."""

@@ -7,10 +7,11 @@ late one from before the last join: see `Feed.hear`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import pickle
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 from ray_launcher.cluster.wire import Exit, News, Started
 
@@ -29,8 +30,30 @@ class Feed:
         self._news: deque[tuple[int, Started | Exit]] = deque()  # numbered; until the spawner has received it
         self._numbered = self._told = 0
         self._fresh = asyncio.Event()
+        self._answering = 0  # calls
+        self._silent: asyncio.Future[None] | None = None
         self._held: set[str] = set()  # launches that the answer to `post` waits for
         self._holding: asyncio.Future[None] | None = None
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """For as long as a call takes that may have to wait."""
+        self._answering += 1
+        try:
+            yield
+        finally:
+            self._answering -= 1
+            if not self._answering and self._silent is not None and not self._silent.done():
+                self._silent.set_result(None)
+
+    async def hush(self) -> None:
+        """Leave, and return when no call waits any more."""
+        self.leave()
+        self.wake()
+        if self._answering:
+            self._silent = asyncio.get_running_loop().create_future()
+            await self._silent
+            await asyncio.sleep(0)  # they have returned; now their answers go before ours
 
     def leave(self) -> None:
         """From here on nobody is heard."""

@@ -81,3 +81,27 @@ def test_one_whose_news_another_call_has_told_waits_on() -> None:
         assert await poll
 
     asyncio.run(play())
+
+
+def test_hush_returns_when_the_calls_that_wait_have_been_answered() -> None:
+    async def play() -> None:
+        feed = Feed()
+        join, order = feed.begin(), list[str]()
+
+        async def poll() -> None:
+            with feed.answering():
+                assert not await feed.fresh(join, _none)
+            order.append("poll")
+
+        polling = asyncio.ensure_future(poll())
+        await asyncio.sleep(0)
+        await feed.hush()
+        order.append("hush")
+        await polling
+        assert order == ["poll", "hush"]
+
+    asyncio.run(play())
+
+
+def test_hush_returns_at_once_when_none_does() -> None:
+    asyncio.run(Feed().hush())
