@@ -115,20 +115,20 @@ class Wire:
     def __init__(self, address: Path | str, hello: bool = True) -> None:
         """address: a supervisor's directory, or the name of an abstract socket."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.frames: list[list[bytes]] = []
+        self.closed = False
+        self._reader = FrameReader()
         try:
             if isinstance(address, str):
                 self.sock.connect(address)
             else:
                 with _opened(address) as fd:  # a socket's path may have 107 bytes and no more
                     self.sock.connect(f"/proc/self/fd/{fd}/socket")
-        except OSError:
+            if hello:
+                self.send(b"hello")
+        except OSError:  # it may be ending just now
             self.sock.close()
             raise
-        self.frames: list[list[bytes]] = []
-        self.closed = False
-        self._reader = FrameReader()
-        if hello:
-            self.send(b"hello")
 
     def send(self, *fields: bytes) -> None:
         self.sock.sendall(pack(*fields))
