@@ -159,7 +159,7 @@ class Gangs:
             if proc.link is not None:
                 left.setdefault(proc.link, []).append(proc.token)
         await asyncio.gather(*(link.ask("await_gone", tokens) for link, tokens in left.items()))
-        self._placer.release(gang.shape.uid, reusable=not any(link.lost for link in left))
+        self._placer.release(gang.shape.uid, reusable=bool(left) and not any(link.lost for link in left))
 
 
 class _Gang:

@@ -134,7 +134,7 @@ class Link:
         return None if when is None else when + min(self._ahead, default=0.0)
 
     async def ask(self, method: str, *args: object) -> Any:
-        """Call a method of the agent; None when it is lost."""
+        """Call a method of the agent; None when it is lost, or the call is."""
         agent = await self.reachable()
         if self.lost:
             return None
@@ -160,8 +160,8 @@ class Link:
     async def end(self, grace: float) -> None:
         """End every proc of the node and the agent; returns when nothing of them is left."""
         if self._joined:  # else it has never had a proc, and may never come to be
-            with contextlib.suppress(RayError, asyncio.TimeoutError):  # then its supervisor sees to the procs
-                await asyncio.wait_for(self._end(grace), grace + GIVE_UP)
+            with contextlib.suppress(asyncio.TimeoutError):  # then its supervisor sees to the procs
+                await asyncio.wait_for(self.ask("end", grace), grace + GIVE_UP)
                 await asyncio.wait_for(self._last_answers(), LAST_ANSWERS)
         await self._hush()
         self._abandon("the session ended")
@@ -171,15 +171,6 @@ class Link:
         if self.launches and not self.lost:
             self._emptied = asyncio.get_running_loop().create_future()
             await self._emptied
-
-    async def _end(self, grace: float) -> None:
-        agent = await self.reachable()
-        over = asyncio.ensure_future(self._over.wait())
-        ending = asyncio.ensure_future(agent.end.remote(grace)) if not self.lost else over
-        await asyncio.wait((ending, over), return_when=asyncio.FIRST_COMPLETED)
-        over.cancel()
-        if ending.done() and ending is not over:
-            ending.result()
 
     async def _hush(self) -> None:
         for task in self._tasks:

@@ -85,7 +85,7 @@ class ClusterSpawner(ProcSpawner):
         finally:
             self._roster.end(proc)
             if proc.link is None:
-                self._leases.release(token)
+                self._leases.release(token, reusable=False)  # its node may be lost
 
     async def _sort_out(self) -> None:
         await self._restored.until()

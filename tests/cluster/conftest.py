@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray_rig import RAYLET_ENV, Nodes, ended, shell
+from node_rig import until
+from ray_rig import ALL, DEADLINE, RAYLET_ENV, Nodes, end_all, ended, free, shell
 
 from ray_launcher import RayProcLauncher
 
@@ -59,3 +60,11 @@ def launcher(nodes: Nodes) -> Iterator[RayProcLauncher]:
     with RayProcLauncher(grace=1) as launcher:
         yield launcher
         launcher.close(0)
+
+
+@pytest.fixture
+def all_free(shared: RayProcLauncher) -> Iterator[None]:
+    """Nothing of the cluster is held after a test."""
+    yield
+    end_all(shared)
+    until(lambda: free() == ALL, "all resources are back", DEADLINE)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from node_rig import until
-from ray_rig import ALL, DEADLINE, Nodes, end_all, free, python, shell
+from ray_rig import DEADLINE, Nodes, free, python, shell
 from victims import restarted_spawner
 
 from ray_launcher import Exited, Failed, Gang, Placement, RayProcLauncher, Signaled
@@ -17,14 +16,7 @@ from ray_launcher import Exited, Failed, Gang, Placement, RayProcLauncher, Signa
 STAY = shell("exec sleep 9999")
 _ENVIRON = "import json, os, sys; json.dump(dict(os.environ), sys.stderr)"
 _names = itertools.count()
-
-
-@pytest.fixture(autouse=True)
-def _all_free(shared: RayProcLauncher) -> Iterator[None]:
-    """Nothing is held after a test."""
-    yield
-    end_all(shared)
-    until(lambda: free() == ALL, "all resources are back", DEADLINE)
+pytestmark = pytest.mark.usefixtures("all_free")
 
 
 def name() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 import ray
 from node_rig import until
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from ray_rig import ALL, DEADLINE, Nodes, end_all, ended, free, shell
+from ray_rig import ALL, DEADLINE, Nodes, ended, free, shell
 from victims import restarted_spawner
 
 from ray_launcher import Failed, LaunchResult, Placement, RayProcLauncher, Signaled
@@ -19,14 +18,7 @@ from ray_launcher import Failed, LaunchResult, Placement, RayProcLauncher, Signa
 SEEN = "echo GPUS=$CUDA_VISIBLE_DEVICES >&2"
 STAY = "exec sleep 9999"
 _names = itertools.count()
-
-
-@pytest.fixture(autouse=True)
-def _all_free(shared: RayProcLauncher) -> Iterator[None]:
-    """Nothing is held after a test."""
-    yield
-    end_all(shared)
-    until(lambda: free() == ALL, "all resources are back", DEADLINE)
+pytestmark = pytest.mark.usefixtures("all_free")
 
 
 def launch(
