@@ -21,6 +21,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayError
 
 from ray_launcher.cluster.accelerators import masks
+from ray_launcher.cluster.contact import RENEWALS
 from ray_launcher.cluster.environment import additions, base_environ, raylet_environ, removals
 from ray_launcher.cluster.feed import Feed
 from ray_launcher.cluster.follow import read_logs, tail_offset
@@ -50,8 +51,6 @@ from ray_launcher.pace import Pace
 
 _logger = logging.getLogger(__name__)
 
-#: How often a lease is renewed within its time.
-RENEWALS = 6
 #: Seconds between two attempts to reach a spawner that Ray has not given up.
 _RETRY = 0.2
 _NOTHING = Grant({}, {})

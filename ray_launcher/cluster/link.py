@@ -11,9 +11,7 @@ import asyncio
 import contextlib
 import dataclasses
 import pickle
-import time
 import uuid
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +20,7 @@ from ray.exceptions import ActorDiedError, ActorUnschedulableError, RayError, Ru
 
 from ray_launcher.cluster.agents import find_agent, start_agent
 from ray_launcher.cluster.channel import AnotherAgentError, Channel, Message
+from ray_launcher.cluster.contact import Contact
 from ray_launcher.cluster.environment import NOT_STARTED, setup_time
 from ray_launcher.cluster.nodes import Node, is_alive
 from ray_launcher.cluster.registry import Registry
@@ -85,15 +84,16 @@ class Link:
         self._joined = self._restored = self._found  # there may be procs, and some of which we do not know
         self.forgot = False  # the agent does not know of all of them either
         self._suspect = suspect
-        self._began = self._granted = asyncio.get_running_loop().time()
-        self._ahead: deque[float] = deque(maxlen=20)
+        self._began = asyncio.get_running_loop().time()
+        self._contact = Contact(self._registry, self.name, session.lease, self._found)
         self._why = "no contact"
         self._channel = Channel(self._heard)
         self._emptied: asyncio.Future[None] | None = None
         self._over = asyncio.Event()  # lost, or ended
         self.agent: Any = None
         self._started = asyncio.Event()  # there is an actor to talk to
-        self._tasks = [asyncio.ensure_future(each) for each in (self._run(), self._expire())]
+        tasks = self._run(), self._expire(), self._contact.keep_noted()
+        self._tasks = [asyncio.ensure_future(each) for each in tasks]
         self._last: asyncio.Future[None] | None = None
 
     def launch(self, message: Launch) -> None:
@@ -119,19 +119,17 @@ class Link:
         """Whether launches may go there: not to a node that seems lost, or was and has not come back yet."""
         if self.lost or (self._suspect and not self._joined):
             return False
-        silence = asyncio.get_running_loop().time() - self._granted
-        return not self._joined or silence < self._session.lease / 2
+        return not self._joined or self._contact.silence < self._session.lease / 2
 
-    def grant(self, clock: float | None = None) -> bool:
+    async def renew(self, clock: float) -> bool:
         """Renew the lease; False when the node has been given up. clock: the agent's, when it asked."""
-        self._granted = asyncio.get_running_loop().time()
-        if clock is not None:
-            self._ahead.append(time.time() - clock)
+        if not self.lost:
+            await self._contact.renew(clock)
         return not self.lost
 
     def ours(self, when: float | None) -> float | None:
-        """A time of the agent's node by our own clock: the quickest of the last requests tells how they differ."""
-        return None if when is None else when + min(self._ahead, default=0.0)
+        """A time of the agent's node by our own clock."""
+        return self._contact.ours(when)
 
     async def ask(self, method: str, *args: object) -> Any:
         """Call a method of the agent; None when it is lost, or the call is."""
@@ -237,7 +235,8 @@ class Link:
             raise _SupersededError
         inventory: Inventory = pickle.loads(answer)  # noqa: S301  # from our own agent
         if not self._joined:  # it may have taken longer to start than a lease lasts
-            self._joined = self.grant()
+            self._contact.begin()
+            self._joined = not self.lost
         self.forgot = self.forgot or (inventory.forgot and self._restored)
         self._restored = False
         self._channel.resume(inventory.join)
@@ -258,10 +257,10 @@ class Link:
         loop = asyncio.get_running_loop()
         lease, start = self._session.lease, self._session.start + setup_time(self._owner.runtime_env)
         while True:
-            end = self._granted + lease + BURIED if self._joined else self._began + start
-            if end <= loop.time():
+            left = lease + BURIED - self._contact.silence if self._joined else self._began + start - loop.time()
+            if left <= 0:
                 break
-            await asyncio.sleep(min(end - loop.time(), 1.0))  # it may join meanwhile
+            await asyncio.sleep(min(left, 1.0))  # it may join meanwhile
         if self._joined:
             reason = f"node {self.node} was lost: out of contact for its lease of {lease:g} s ({self._why})"
         else:

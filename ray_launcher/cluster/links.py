@@ -50,10 +50,10 @@ class Links:
             return None
         return await (link if self._ending else self.to(link.node)).reachable()
 
-    def renew(self, name: str, clock: float) -> bool:
+    async def renew(self, name: str, clock: float) -> bool:
         """Renew the lease of the agent of this name; clock: its own. False: it has been taken for lost."""
         link = self.by_name.get(name)
-        return link is not None and link.grant(clock)
+        return link is not None and await link.renew(clock)
 
     async def end(self, grace: float) -> None:
         """End every proc of every node, and the agents; returns when nothing of them is left."""

@@ -42,6 +42,18 @@ class Registry:
     def remove(self, name: str) -> None:
         """Nothing of that agent's is left."""
         _internal_kv_del(self._key(name), namespace=NAMESPACE)
+        self.note_silence(name, 0)
+
+    def silence(self, name: str) -> float:
+        """For how long that agent has been silent at least, in seconds."""
+        return float(_internal_kv_get(self._silence(name), namespace=NAMESPACE) or b"0")
+
+    def note_silence(self, name: str, seconds: float) -> None:
+        """It has been silent for that long; 0: it is not."""
+        if seconds:
+            _internal_kv_put(self._silence(name), b"%r" % seconds, namespace=NAMESPACE)
+        else:
+            _internal_kv_del(self._silence(name), namespace=NAMESPACE)
 
     def next_generation(self) -> int:
         """How many spawners this session has had before; the first one need not ask."""
@@ -69,3 +81,6 @@ class Registry:
 
     def _key(self, name: str) -> bytes:
         return self._prefix + b"agent/" + name.encode()
+
+    def _silence(self, name: str) -> bytes:
+        return self._prefix + b"silence/" + name.encode()

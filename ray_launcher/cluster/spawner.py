@@ -248,7 +248,7 @@ class ClusterSpawner(ProcSpawner):
 
         clock: `time.time` there when it asked.
         """
-        return self._links.renew(agent, clock)
+        return await self._links.renew(agent, clock)
 
     # -- placing --------------------------------------------------------------------------------------------------
 

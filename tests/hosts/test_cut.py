@@ -14,7 +14,7 @@ from ray_hosts import RayHosts
 from ray_rig import slowness
 from remote import WORKER, Session
 
-from ray_launcher.cluster.agent import RENEWALS
+from ray_launcher.cluster.contact import RENEWALS
 
 pytestmark = pytest.mark.timeout(300)  # a cluster starts, and all waits have deadlines
 

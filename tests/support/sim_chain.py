@@ -64,6 +64,7 @@ class World:
         self.orphans: list[Proc] = []  # their supervisor and its guard were killed
         self.agents: dict[str, Actor] = {}
         self.registry: dict[str, Node] = {}
+        self.silences: dict[str, float] = {}
         self.leases: dict[str, _Lease] = {}
         self.gangs: dict[str, bytes] = {}
         self.generation = 0
@@ -258,6 +259,13 @@ class _Registry:
 
     def remove(self, name: str) -> None:
         self._world.registry.pop(name, None)
+        self._world.silences.pop(name, None)
+
+    def silence(self, name: str) -> float:
+        return self._world.silences.get(name, 0.0)
+
+    def note_silence(self, name: str, seconds: float) -> None:
+        self._world.silences[name] = seconds
 
     def next_generation(self) -> int:
         self._world.generation += 1
