@@ -14,12 +14,26 @@ ProcState: TypeAlias = Literal["PENDING", "STARTING", "RUNNING", "TERMINATING", 
 
 
 @dataclasses.dataclass(frozen=True)
+class Attempt:
+    """One start of a proc that has been restarted since; its parts are as in `ProcInfo`."""
+
+    node_id: str | None
+    node_ip: str | None
+    pid: int | None
+    started_at: datetime | None
+    exited_at: datetime | None
+    result: ProcExitResult
+
+
+@dataclasses.dataclass(frozen=True)
 class ProcInfo:
     """One proc at one moment; what is not known, or not yet, is None.
 
     node_id, node_ip: Ray's, of the node it is on.  pid: the leader's, on that node.  started_at, exited_at: UTC, by the
-    clocks of its node and of the spawner's.  result: once EXITED.  gang_id, rank: None outside gangs.  restarts: 0.
-    waits_for: while PENDING for resources, what it needs, what the best node has of it, and who holds the rest.
+    clocks of its node and of the spawner's.  result: once EXITED.  gang_id, rank: None outside gangs.
+    restarts: how often it has been started again.  attempts: what came before the last of its starts, at most 20.
+    waits_for: while PENDING for resources, what it needs, what the best node has of it, and who holds the rest; before
+    a restart, how long that takes, and why it is needed.
     """
 
     proc_id: str
@@ -34,3 +48,4 @@ class ProcInfo:
     rank: int | None = None
     restarts: int = 0
     waits_for: str | None = None
+    attempts: tuple[Attempt, ...] = ()

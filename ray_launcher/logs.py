@@ -43,28 +43,31 @@ _CALLS = 4
 class LogStreams:
     """The streams of some procs, a few calls under way per node; iterate over it for the chunks.
 
-    locations: the spawner's answers to `locate`.  connected: whether this process can still ask them.
+    locations: the spawner's answers to `locate`.  again(proc_id, token): the same for the attempt after that one.
+    connected: whether this process can still ask them.
     follow: until each proc has ended; otherwise what is there now.  tail: start at the last so many lines.
     A proc that never came to a node has no output, and neither has one whose node was lost from then on.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # how to reach them, and which
         self,
         session: str,
         locations: Mapping[str, ObjectRef[Any]],
+        again: Callable[[str, str], ObjectRef[Any]],
         streams: tuple[str, ...],
         connected: Callable[[], bool],
         *,
         follow: bool,
         tail: int | None = None,
     ) -> None:
-        self._session, self._streams, self._connected = session, streams, connected
-        self._follow, self._tail = follow, tail
+        self._session, self._streams, self._connected, self._again = session, streams, connected, again
+        self._follow = follow
         self._calls: dict[ObjectRef[Any], Callable[[Any], Iterable[LogChunk]]] = {
-            ref: partial(self._located, proc_id) for proc_id, ref in locations.items()
+            ref: partial(self._located, proc_id, tail) for proc_id, ref in locations.items()
         }  # under way, and what to do with the answers
         self._unread: dict[Any, _Files] = {}  # by agent: those that no call asks for
         self._reading: Counter[Any] = Counter()  # calls, by agent
+        self._restartable: Counter[tuple[str, str]] = Counter()  # (proc_id, token): its files that may grow
 
     def __iter__(self) -> Iterator[LogChunk]:
         while self._calls:
@@ -76,15 +79,19 @@ class LogStreams:
             self._read()  # the nodes are at it while these are looked at
             yield from chunks
 
-    def _located(self, proc_id: str, ref: ObjectRef[Any]) -> Iterable[LogChunk]:
-        agent, token = _answer(ref) or (None, "")
-        if agent is not None:
+    def _located(self, proc_id: str, tail: int | None, ref: ObjectRef[Any]) -> Iterable[LogChunk]:
+        agent, token, may_follow = _answer(ref) or (None, "", False)
+        if agent is None and may_follow and self._follow:  # that attempt never came to a node
+            self._ask_again(proc_id, token)
+        elif agent is not None:
+            if may_follow and self._follow:
+                self._restartable[proc_id, token] = len(self._streams)
             names = {log_name(self._session, proc_id, token, stream): stream for stream in self._streams}
             files = {name: _File(proc_id, stream, token) for name, stream in names.items()}
-            if self._tail is None:
+            if tail is None:
                 self._add(agent, files)
             else:
-                self._calls[agent.tails.remote(list(files), self._tail)] = partial(self._start, agent, files)
+                self._calls[agent.tails.remote(list(files), tail)] = partial(self._start, agent, files)
         return ()
 
     def _start(self, agent: Any, files: _Files, ref: ObjectRef[Any]) -> Iterable[LogChunk]:
@@ -116,10 +123,23 @@ class LogStreams:
             file.offset += len(data)
             if not ended:
                 files[name] = file  # now the last: those that the answer had no room for come first next time
+            else:
+                self._ended(file.proc_id, file.token)
             if data:
                 yield LogChunk(file.proc_id, file.stream, data)
         if files:
             self._add(agent, files)
+
+    def _ended(self, proc_id: str, token: str) -> None:
+        """One of its files is read to its end."""
+        if (proc_id, token) in self._restartable:
+            self._restartable[proc_id, token] -= 1
+            if not self._restartable[proc_id, token]:
+                del self._restartable[proc_id, token]
+                self._ask_again(proc_id, token)
+
+    def _ask_again(self, proc_id: str, token: str) -> None:
+        self._calls[self._again(proc_id, token)] = partial(self._located, proc_id, None)
 
 
 def _answer(ref: ObjectRef[Any]) -> Any:

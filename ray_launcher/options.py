@@ -29,6 +29,8 @@ _GPU_MASKS = ("proc", "node", "inherit")
 _OWN_FIELDS = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
 _SMALLEST_SHARE = 0.0001
 _PROC_ID_BYTES = 4096
+#: Seconds. Kubernetes' number: https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#restart-policy
+LONGEST_RESTART_DELAY = 300.0
 _HIDDEN = ("bootstrap_payload",)
 
 
@@ -131,6 +133,13 @@ class LaunchOptions:
     pre_kill_signal: tuple[int, float] | None = None
     """(signal, seconds): sent so long before the time limit, which it needs, and not at other ends; as Slurm's and
     Flux's ``--signal``. To the leader only: a wrapper must hand it on, or exec. ``stderr_tail`` says so as above."""
+    max_restarts: int = 0
+    """How often a proc that fails is started again, on any node that fits, with RAY_LAUNCHER_RESTART_COUNT in its
+    environment. Its port resolves with the last attempt. One that was asked to end is not restarted, nor is a program
+    that cannot be started, or that finds no place. For spawners of this package."""
+    restart_delay: float = 10
+    """Seconds before the first restart, 0 to 300; doubled each time up to 300, and back to the first after an attempt
+    that ran for 10 minutes. Nothing is held meanwhile."""
     placement: Placement = field(default_factory=Placement)
     """Where it runs and what it holds there."""
 
@@ -158,6 +167,8 @@ class LaunchOptions:
             time_limit: float | None = None,
             time_limit_grace: float = 10,
             pre_kill_signal: tuple[int, float] | None = None,
+            max_restarts: int = 0,
+            restart_delay: float = 10,
             placement: Placement = ...,
         ) -> None: ...
 
@@ -183,6 +194,8 @@ class LaunchOptions:
         _store(self, "tail_lines", checks.count("LaunchOptions.tail_lines", self.tail_lines))
         _check_parts(self.proc_bind, self.placement)
         self._check_limits()
+        _store(self, "max_restarts", checks.count("LaunchOptions.max_restarts", self.max_restarts))
+        _store(self, "restart_delay", check_restart_delay("LaunchOptions.restart_delay", self.restart_delay))
 
     def _check_command(self) -> None:
         _store(self, "program", _path("LaunchOptions.program", self.program))
@@ -234,6 +247,14 @@ def check_timeout(name: str, value: object) -> float:
     if value is None:
         raise TypeError(f"{name} must be a number of seconds, not None; write math.inf for no limit")
     return checks.seconds(name, value)
+
+
+def check_restart_delay(name: str, value: object) -> float:
+    """Seconds before a restart, 0 to 300. Raises TypeError or ValueError, naming it."""
+    seconds = check_timeout(name, value)
+    if seconds > LONGEST_RESTART_DELAY:
+        raise ValueError(f"{name} must be at most {LONGEST_RESTART_DELAY:g} seconds, not {value!r}")
+    return seconds
 
 
 def _store(instance: object, name: str, value: object) -> None:

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import ray
 
+from ray_launcher import checks
 from ray_launcher.cluster.nodes import fitting, living_nodes
-from ray_launcher.options import LaunchOptions, Placement, check_timeout
+from ray_launcher.options import LaunchOptions, Placement, check_restart_delay, check_timeout
 from ray_launcher.ranks import STRATEGIES, Shape, Strategy, gang_env
 
 #: More ranks than this are a slip of the pen.
@@ -35,6 +36,8 @@ def plan_gang(  # noqa: PLR0913, PLR0917  # one argument per one of launch_gang'
     strategy: Strategy,
     fail_fast: bool,
     grace: float,
+    max_restarts: int,
+    restart_delay: float,
 ) -> Plan:
     """See `RayProcLauncher.launch_gang`. Raises TypeError and ValueError, naming the argument."""
     if strategy not in STRATEGIES:
@@ -42,6 +45,8 @@ def plan_gang(  # noqa: PLR0913, PLR0917  # one argument per one of launch_gang'
     if not isinstance(fail_fast, bool):
         raise TypeError(f"fail_fast must be True or False, not {fail_fast!r}")
     grace = check_timeout("grace", grace)
+    max_restarts = checks.count("max_restarts", max_restarts)
+    restart_delay = check_restart_delay("restart_delay", restart_delay)
     nnodes = _count("nnodes", nnodes)
     change: dict[str, Any] = {}
     if isinstance(nproc_per_node, str):
@@ -51,20 +56,22 @@ def plan_gang(  # noqa: PLR0913, PLR0917  # one argument per one of launch_gang'
         nproc = _count("nproc_per_node", nproc_per_node)
     if nnodes * nproc > _MOST:
         raise ValueError(f"nnodes x nproc_per_node is {nnodes * nproc} ranks; at most {_MOST:,} are supported")
-    shape = Shape(uuid.uuid4().hex, gang_id, nnodes, nproc, strategy, fail_fast, grace)
+    shape = Shape(uuid.uuid4().hex, gang_id, nnodes, nproc, strategy, fail_fast, grace, max_restarts, restart_delay)
     ranks = [_options_of(opts, rank) for rank in range(shape.size)]
     ours = gang_env(gang_id, 0, nnodes=nnodes, nproc_per_node=nproc)
     for rank, each in enumerate(ranks):
         if each.placement != ranks[0].placement:
             raise ValueError(f"opts({rank}).placement differs from that of rank 0; a gang has one placement")
-        _check_env(each, ours)
+        _check_options(each, ours)
     if change:
         placement = dataclasses.replace(ranks[0].placement, **change)
         ranks = [dataclasses.replace(each, placement=placement) for each in ranks]
     return Plan(shape, ranks)
 
 
-def _check_env(opts: LaunchOptions, ours: Mapping[str, str | None]) -> None:
+def _check_options(opts: LaunchOptions, ours: Mapping[str, str | None]) -> None:
+    if opts.max_restarts:
+        raise ValueError("LaunchOptions.max_restarts is for single procs; give launch_gang(max_restarts=...)")
     taken = sorted(opts.env.keys() & ours.keys())
     if taken:
         raise ValueError(f"LaunchOptions.env[{taken[0]!r}] is set by the gang itself; leave it out")

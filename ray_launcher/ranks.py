@@ -19,6 +19,7 @@ class Shape:
     """One gang. uid: its own for ever; gang_id: its name.  grace: seconds from TERM to KILL after the first failure.
 
     strategy: Ray's word for how "nodes", the groups of nproc ranks, are put on the nodes of the cluster.
+    max_restarts, restart_delay: see `RayProcLauncher.launch_gang`.  solo: no gang, but one proc that may be restarted.
     """
 
     uid: str
@@ -28,6 +29,9 @@ class Shape:
     strategy: Strategy = "SPREAD"
     fail_fast: bool = True
     grace: float = 10.0
+    max_restarts: int = 0
+    restart_delay: float = 10.0
+    solo: bool = False
 
     @property
     def size(self) -> int:
@@ -36,10 +40,16 @@ class Shape:
 
 
 class Member(NamedTuple):
-    """One rank of a gang."""
+    """One rank of a gang. attempt: how often the gang has been restarted before."""
 
     shape: Shape
     rank: int
+    attempt: int = 0
+
+    @property
+    def team(self) -> str:
+        """The name of this attempt of the gang."""
+        return f"{self.shape.uid}.{self.attempt}"
 
     @property
     def node(self) -> int:
@@ -59,6 +69,8 @@ def rank_env(member: Member, master_addr: str, master_port: int) -> dict[str, st
     the store, rank 0 opens it at MASTER_PORT, as `init_process_group` does by itself.
     """
     shape, rank = member.shape, member.rank
+    if shape.solo:
+        return {"RAY_LAUNCHER_RESTART_COUNT": str(member.attempt)}
     numbers = {
         "RANK": rank,
         "LOCAL_RANK": member.local,
@@ -69,8 +81,9 @@ def rank_env(member: Member, master_addr: str, master_port: int) -> dict[str, st
         "ROLE_RANK": rank,
         "ROLE_WORLD_SIZE": shape.size,
         "MASTER_PORT": master_port,
-        "TORCHELASTIC_RESTART_COUNT": 0,
-        "TORCHELASTIC_MAX_RESTARTS": 0,
+        "TORCHELASTIC_RESTART_COUNT": member.attempt,
+        "TORCHELASTIC_MAX_RESTARTS": shape.max_restarts,
+        "RAY_LAUNCHER_RESTART_COUNT": member.attempt,
         "RAY_LAUNCHER_RANK": rank,
         "RAY_LAUNCHER_NPROCS": shape.size,
     }
@@ -84,12 +97,14 @@ def rank_env(member: Member, master_addr: str, master_port: int) -> dict[str, st
     }
 
 
-def gang_env(gang_id: str, rank: int, *, nnodes: int = 1, nproc_per_node: int = 1) -> dict[str, str | None]:
+def gang_env(
+    gang_id: str, rank: int, *, nnodes: int = 1, nproc_per_node: int = 1, max_restarts: int = 0
+) -> dict[str, str | None]:
     """The variables that `RayProcLauncher.launch_gang` sets for a rank; None: the value is known only at the launch.
 
     Raises ValueError for a rank that such a gang does not have.
     """
-    shape = Shape("", gang_id, nnodes, nproc_per_node)
+    shape = Shape("", gang_id, nnodes, nproc_per_node, max_restarts=max_restarts)
     if not 0 <= rank < shape.size:
         raise ValueError(f"rank must be 0 to {shape.size - 1} in a gang of {nnodes} x {nproc_per_node}, not {rank}")
     at_launch = dict.fromkeys(("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"))

@@ -128,6 +128,8 @@ class RayProcLauncher(ActorProcLauncher):
         strategy: Strategy = "SPREAD",
         fail_fast: bool = True,
         grace: float = 10,
+        max_restarts: int = 0,
+        restart_delay: float = 10,
     ) -> Gang:
         """Launch `nnodes` x `nproc_per_node` procs that get their places all at once, or wait for them.
 
@@ -135,6 +137,9 @@ class RayProcLauncher(ActorProcLauncher):
         nproc_per_node: "gpu" or "cpu" for as many as the smallest node that suits has; each then holds one.
         strategy: how groups of `nproc_per_node` ranks are put on nodes: Ray's words for placement groups.
         fail_fast: the first rank that fails ends the others, TERM and KILL `grace` seconds later.
+        max_restarts: how often all ranks are started again once all have ended and one has failed, with new places, a
+        new MASTER_PORT and a higher TORCHELASTIC_RESTART_COUNT; their ports resolve with the last attempt. See
+        `LaunchOptions.max_restarts`, and `restart_delay` there, for what is not restarted and how long that takes.
 
         The proc_ids are "gang_id/0", "gang_id/1" and so on, contiguous per node. Each rank finds in its environment
         what torchrun sets (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT ...), RAY_LAUNCHER_GANG_ID,
@@ -144,7 +149,7 @@ class RayProcLauncher(ActorProcLauncher):
         """
         gang_id = check_proc_id(gang_id)
         self._check_open()
-        plan = plan_gang(gang_id, opts, nnodes, nproc_per_node, strategy, fail_fast, grace)
+        plan = plan_gang(gang_id, opts, nnodes, nproc_per_node, strategy, fail_fast, grace, max_restarts, restart_delay)
         launches = dict(self._launch_gang(plan.shape, [self._check_options(each) for each in plan.options]))
         return Gang(
             gang_id,
@@ -195,7 +200,7 @@ class RayProcLauncher(ActorProcLauncher):
         location = self._ask("locate", proc_id, follow)
         if not follow or proc_id not in self._open:  # else it is known, but may wait for a node for long
             self._check_known(proc_id, location)
-        streams = LogStreams(self.session, {proc_id: location}, (stream,), self._connected, follow=follow, tail=tail)
+        streams = self._streams({proc_id: location}, (stream,), follow, tail)
         return lines_of(streams, None if follow else tail)
 
     def follow(self, proc_ids: Iterable[str]) -> Iterator[LogChunk]:
@@ -205,7 +210,15 @@ class RayProcLauncher(ActorProcLauncher):
         """
         self._check_open()
         locations = {proc_id: self._ask("locate", proc_id, True) for proc_id in proc_ids}
-        return iter(LogStreams(self.session, locations, ("stdout", "stderr"), self._connected, follow=True))
+        return iter(self._streams(locations, ("stdout", "stderr"), True, None))
+
+    def _streams(
+        self, locations: dict[str, ObjectRef[Any]], streams: tuple[str, ...], follow: bool, tail: int | None
+    ) -> LogStreams:
+        def again(proc_id: str, token: str) -> ObjectRef[Any]:
+            return self._ask("locate", proc_id, True, token)
+
+        return LogStreams(self.session, locations, again, streams, self._connected, follow=follow, tail=tail)
 
     def _answer(self, method: str, *args: object) -> Any:
         self._check_open()

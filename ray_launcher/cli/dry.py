@@ -32,7 +32,8 @@ def plan(job: Several | AGang) -> Iterator[str]:
     else:
         nnodes, nproc = size
         for rank in range(nnodes * nproc):
-            env = gang_env(job.name, rank, nnodes=nnodes, nproc_per_node=nproc)
+            restarts = job.shape.max_restarts
+            env = gang_env(job.name, rank, nnodes=nnodes, nproc_per_node=nproc, max_restarts=restarts)
             ours = {name: _AT_LAUNCH if value is None else value for name, value in env.items()}
             yield from _proc(f"{job.name}/{rank}  node {rank // nproc}", options, ours)
 
@@ -40,6 +41,8 @@ def plan(job: Several | AGang) -> Iterator[str]:
 def _head(name: str, shape: Shape) -> str:
     nodes = _count(shape.nnodes, "node")
     end = "the first failure ends the others" if shape.fail_fast else "when one fails, the others run on"
+    if shape.max_restarts:
+        end += f"; then all are started again, up to {shape.max_restarts} times"
     if isinstance(shape.nproc, int):
         return f"gang {name}: {nodes} with {_count(shape.nproc, 'proc')} each, {shape.strategy}; {end}"
     as_many = f"as many procs each as the smallest that suits has {shape.nproc.upper()}s"

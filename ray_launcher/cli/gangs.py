@@ -27,6 +27,8 @@ class Shape:
     nproc: _PerNode
     strategy: Literal["SPREAD", "PACK", "STRICT_PACK", "STRICT_SPREAD"] = "SPREAD"
     fail_fast: bool = True
+    max_restarts: int = 0
+    restart_delay: float = 10
 
 
 def _per_node(value: str) -> _PerNode:

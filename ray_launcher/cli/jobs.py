@@ -23,6 +23,10 @@ class Job(Protocol):
     def fail_fast(self) -> bool:
         """Whether the first failure ends the others."""
 
+    @property
+    def restarts(self) -> bool:
+        """Whether any is started again when it fails."""
+
     def settle(self) -> None:
         """Look up on the cluster, to which this process is connected, what is still open. Raises `ConnectError`."""
 
@@ -49,6 +53,7 @@ class Several:
 
     def __init__(self, launches: Mapping[str, LaunchOptions]) -> None:
         self.launches = launches
+        self.restarts = any(options.max_restarts for options in launches.values())
         self._launcher: RayProcLauncher | None = None
 
     def settle(self) -> None:
@@ -85,7 +90,7 @@ class AGang:
 
     def __init__(self, name: str, shape: Shape, options: LaunchOptions, grace: float) -> None:
         self.name, self.shape, self.options = name, shape, options
-        self.fail_fast = shape.fail_fast
+        self.fail_fast, self.restarts = shape.fail_fast, shape.max_restarts > 0
         self._grace = grace
         self._launched: tuple[RayProcLauncher, Gang] | None = None
 
@@ -103,6 +108,8 @@ class AGang:
             strategy=self.shape.strategy,
             fail_fast=self.shape.fail_fast,
             grace=self._grace,
+            max_restarts=self.shape.max_restarts,
+            restart_delay=self.shape.restart_delay,
         )
         self._launched = launcher, gang
         return gang.ranks

@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -17,6 +18,7 @@ from ray_launcher.cli.jobs import AGang, Several
 from ray_launcher.cli.limits import limit_fields, limit_options
 from ray_launcher.cli.outcome import TAIL_LINES
 from ray_launcher.cli.resources import placement, resource_options
+from ray_launcher.cli.restarts import restart_fields, restart_options
 from ray_launcher.cli.running import Run
 
 _HINT = (
@@ -42,6 +44,9 @@ run on.
 With -j, or torchrun's --nnodes and --nproc-per-node, the procs are a gang: they get their places all at once, or wait;
 they find what torchrun sets (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT ...); and the first to fail ends
 the others, with SIGKILL after --grace. Each sees the GPUs of all of its gang on its node.
+
+With --max-restarts a proc that fails is started again, and a gang as a whole, on nodes that may be others. What each
+start writes is shown; the exit code is that of the last one.
 
 What --cpus, --gpus, --memory and --resources name is held by each proc while it runs. While it is not to be had, a line
 on stderr says what is waited for.
@@ -137,6 +142,7 @@ def _text(value: str) -> str:
 )
 @resource_options
 @limit_options
+@restart_options
 @click.option("--dry-run", is_flag=True, help="Print what would be launched, and launch nothing.")
 @click.option(
     "--address", type=_text, metavar="ADDRESS", help="Cluster to use: HOST:PORT, auto, or local to start Ray."
@@ -164,6 +170,7 @@ def run(  # noqa: PLR0913  # one argument per option
     """See `_HELP`."""
     try:
         shape = shape_of({"nprocs": nprocs, **others})
+        restarts = restart_fields(others)
         shared: dict[str, Any] = {
             "program": program,
             "args": args,
@@ -173,7 +180,10 @@ def run(  # noqa: PLR0913  # one argument per option
             "placement": placement(others),
             **limit_fields(others, grace),
         }
-        job = _gang(name, shape, grace, dict(env), shared) if shape else _several(name, nprocs or 1, dict(env), shared)
+        if shape:
+            job: AGang | Several = _gang(name, replace(shape, **restarts), grace, dict(env), shared)
+        else:
+            job = _several(name, nprocs or 1, dict(env), {**shared, **restarts})
     except (TypeError, ValueError) as error:
         raise click.UsageError(str(error), ctx) from error
     if dry_run:

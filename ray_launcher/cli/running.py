@@ -142,7 +142,7 @@ class Run:
         self._shower = threading.Thread(target=self._show, args=(launcher, view), name="output", daemon=True)
         self._shower.start()
         self._progress.begin(len(self._ids))
-        self._watch = Watch(launcher, self._ids, self._hear_of_start)
+        self._watch = Watch(launcher, self._ids, self._hear_of_start, restarts=self._job.restarts)
 
     def _give_up(self, why: str) -> None:
         self._screen.say(why)

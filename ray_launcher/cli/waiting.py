@@ -15,11 +15,14 @@ _LOOK = 1.0
 class Watch:
     """Looks at procs about once a second, in a thread of its own, until all have started.
 
+    restarts: and after that, for some may be started again.
     tell(started, reason): how many have, and why others wait, "" where none does; called in that thread.
     """
 
-    def __init__(self, launcher: RayProcLauncher, proc_ids: Sequence[str], tell: Callable[[int, str], object]) -> None:
-        self._launcher, self._ids, self._tell = launcher, proc_ids, tell
+    def __init__(
+        self, launcher: RayProcLauncher, proc_ids: Sequence[str], tell: Callable[[int, str], object], *, restarts: bool
+    ) -> None:
+        self._launcher, self._ids, self._tell, self._restarts = launcher, proc_ids, tell, restarts
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
         self._thread.start()
@@ -31,7 +34,7 @@ class Watch:
 
     def _look(self) -> None:
         ids, started = set(self._ids), 0
-        while started < len(ids) and not self._stopped.wait(_LOOK):
+        while (started < len(ids) or self._restarts) and not self._stopped.wait(_LOOK):
             try:
                 infos = [info for info in self._launcher.procs() if info.proc_id in ids]
             except Exception:  # noqa: BLE001  # the session is over, or Ray is: the ports tell

@@ -22,6 +22,11 @@ class Restored:
         self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks = [asyncio.ensure_future(self._await(link)) for link in links]
 
+    async def claimed(self, launcher: str) -> None:
+        """Return when everything is known, and what `launcher` still asks for, too."""
+        while self._waiting or launcher not in self._claims:
+            await asyncio.shield(self._changed)
+
     async def until(self, known: Callable[[], bool] = lambda: False) -> None:
         """Return when `known()`, or when every agent has told what it knows, or is lost. Usually that is at once."""
         while self._waiting and not known():
@@ -47,6 +52,7 @@ class Restored:
     def claim(self, launcher: str, numbers: set[int]) -> list[LaunchKey]:
         """These are all the launches that `launcher` has no outcome of; returns those found that it does not claim."""
         self._claims[launcher] = numbers
+        self._change()
         unclaimed = [key for key in self._found if key[0] == launcher and key[1] not in numbers]
         self._found.difference_update(unclaimed)
         return unclaimed

@@ -11,16 +11,21 @@ from datetime import datetime, timezone
 from ray_launcher.cluster.link import Link
 from ray_launcher.cluster.wire import Started
 from ray_launcher.exits import ExitReport, ProcExitResult, decode_exit
-from ray_launcher.info import ProcInfo, ProcState
+from ray_launcher.info import Attempt, ProcInfo, ProcState
 from ray_launcher.ranks import Member
 
 #: Ended procs that are remembered: their results, and where their logs are.
 HISTORY = 1000
+#: Lines of stderr that are kept of an attempt after which there was another.
+_TAIL = 10
 
 
 @dataclasses.dataclass(eq=False)
 class Proc:
-    """One launch of a proc, as the spawner sees it. Times are those of `time.time`."""
+    """One attempt of a launch, as the spawner sees it. Times are those of `time.time`.
+
+    following: where a restart may follow, what comes after this attempt: the next one, or None.
+    """
 
     proc_id: str
     token: str
@@ -30,13 +35,16 @@ class Proc:
     asked_to_end: bool = False
     waits_for: str | None = None
     member: Member | None = None
+    sought: bool = False  # somebody sees to its node
+    earlier: tuple[Attempt, ...] = ()
+    following: asyncio.Future[Proc | None] | None = None
     pid: int | None = None
     started: float | None = None
     exited: float | None = None
 
     def place(self, link: Link) -> None:
         """Its node is chosen."""
-        self.link = link
+        self.link, self.sought = link, True
         self.placed.set()
 
     def runs(self, news: Started) -> None:
@@ -50,9 +58,33 @@ class Proc:
             self.exited = time.time() if when is None else when
             self.end.set_result(report)
 
+    def follow(self, another: Proc | None) -> None:
+        """It has ended, and this attempt follows, or none."""
+        if self.following is not None:
+            self.following.set_result(another)
+
+    @property
+    def may_follow(self) -> bool:
+        """Whether there is another attempt, or may be."""
+        return self.following is not None and not (self.following.done() and self.following.result() is None)
+
+    async def after(self) -> Proc | None:
+        """The next attempt; None once it has ended and there is none."""
+        await asyncio.shield(self.end)
+        return None if self.following is None else await asyncio.shield(self.following)
+
+    def past(self) -> Attempt:
+        """What is to be remembered of it when there is another attempt."""
+        info = self.info()
+        result = info.result or decode_exit(self.end.result())
+        tail = None if result.stderr_tail is None else result.stderr_tail[-_TAIL:]
+        result = dataclasses.replace(result, stderr_tail=tail)
+        return Attempt(info.node_id, info.node_ip, info.pid, info.started_at, info.exited_at, result)
+
     def info(self) -> ProcInfo:
         """What there is to know of it now."""
         node = None if self.link is None else self.link.node
+        member = None if self.member is None or self.member.shape.solo else self.member
         return ProcInfo(
             proc_id=self.proc_id,
             state=self._state(),
@@ -62,9 +94,11 @@ class Proc:
             started_at=_utc(self.started),
             exited_at=_utc(self.exited),
             result=self._result(),
-            gang_id=None if self.member is None else self.member.shape.gang_id,
-            rank=None if self.member is None else self.member.rank,
+            gang_id=None if member is None else member.shape.gang_id,
+            rank=None if member is None else member.rank,
+            restarts=0 if self.member is None else self.member.attempt,
             waits_for=self.waits_for,
+            attempts=self.earlier,
         )
 
     def _state(self) -> ProcState:
@@ -97,11 +131,20 @@ class Roster:
             self.living[proc_id] = proc
         return proc
 
-    def end(self, proc: Proc) -> None:
-        """Its result is on its way to the launcher: the id is free again."""
+    def again(self, proc: Proc, token: str) -> Proc:
+        """Another attempt follows, under the same name."""
+        self.discard(proc)
+        return self.add(proc.proc_id, token)
+
+    def discard(self, proc: Proc) -> None:
+        """It is not the last attempt of its launch."""
         self._by_token.pop(proc.token, None)
         if self.living.get(proc.proc_id) is proc:
             del self.living[proc.proc_id]
+
+    def end(self, proc: Proc) -> None:
+        """Its result is on its way to the launcher: the id is free again."""
+        self.discard(proc)
         self._ended[proc.proc_id] = proc
         self._ended.move_to_end(proc.proc_id)
         if len(self._ended) > HISTORY:

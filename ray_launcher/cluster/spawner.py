@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import pickle
 from typing import Any
 
@@ -18,28 +17,27 @@ from ray_launcher.cluster.gangs import Gangs
 from ray_launcher.cluster.leases import Leases
 from ray_launcher.cluster.link import NEVER_STARTED, Link, Owner
 from ray_launcher.cluster.links import Links
-from ray_launcher.cluster.nodes import fitting
+from ray_launcher.cluster.nodes import Node, fitting
 from ray_launcher.cluster.placing import Placer, PlacingError
+from ray_launcher.cluster.queries import Queries
 from ray_launcher.cluster.registry import Registry
 from ray_launcher.cluster.restored import Restored
 from ray_launcher.cluster.roster import Proc, Roster
-from ray_launcher.cluster.wire import Exit, Launch, Note, Request, SessionInfo, Signal, Started, token_of
+from ray_launcher.cluster.team import alone
+from ray_launcher.cluster.wire import Exit, Launch, Note, Request, SessionInfo, Started, token_of
 from ray_launcher.desk import LaunchKey, Message
-from ray_launcher.errors import UnknownProcError
 from ray_launcher.exits import ExitReport
-from ray_launcher.info import ProcInfo
 from ray_launcher.options import LaunchOptions, Placement
 from ray_launcher.ranks import Member
-from ray_launcher.spawner import ProcSpawner
 
 
-class ClusterSpawner(ProcSpawner):
+class ClusterSpawner(Queries):
     """Runs procs on the nodes of the cluster it lives in."""
 
     def __init__(self, session: SessionInfo, runtime_env: dict[str, Any]) -> None:
         self._roster = Roster()
         self._unsettled: dict[str, tuple[Link, int]] = {}  # by token: a report that is kept, and its number
-        self._awaited: dict[str, str] = {}  # by proc_id: the token of a launch asked for again that may be found yet
+        self._awaited: dict[str, LaunchKey] = {}  # by proc_id: a launch asked for again that may be found yet
         self._ending = False
         again = ray.get_runtime_context().was_current_actor_reconstructed
         registry = Registry(session.name)
@@ -51,9 +49,7 @@ class ClusterSpawner(ProcSpawner):
         self._going: set[asyncio.Future[None]] = set()
         self._sorting = asyncio.ensure_future(self._sort_out())
         self._placer = Placer(self._links, self._leases, self._holders)
-        self._gangs = Gangs(
-            self._placer, registry, self._links.open_port, self._request, self._restored.may_come, again
-        )
+        self._gangs = Gangs(self._placer, registry, self, again)
 
     async def launch(self, proc_id: str, opts: LaunchOptions) -> ExitReport:
         """Not called: `launch_as` is."""
@@ -63,49 +59,70 @@ class ClusterSpawner(ProcSpawner):
         self, key: LaunchKey, proc_id: str, opts: LaunchOptions, message: Message, member: Member | None = None
     ) -> ExitReport:
         """See `ProcSpawner.launch`."""
-        token = token_of(key)
+        member = member or alone(token_of(key), proc_id, opts)
         if message.again:
-            await self._await(proc_id, token)
-        proc = self._roster.by_token(token)
+            await self._await(proc_id, key, restartable=member is not None)
+        proc = self._find_launch(key)
         if proc is None:
-            refusal = self._refusal(proc_id, opts.placement, message)
+            refusal = self._refusal(proc_id)
             if refusal:
                 return _failed(refusal)
-            proc = self._roster.add(proc_id, token)
-            placing = self._launch(proc, key, opts.placement, message, member)
-        else:
-            placing = None
+            proc = self._begin(key, proc_id, opts.placement, message, member)
+        following: Proc | None = proc
         try:
-            if placing is not None:
-                await placing
-            return await proc.end
+            while following is not None:
+                proc = following
+                if not proc.sought:
+                    await self._launch(proc, key, opts.placement, message, member)
+                await proc.end
+                following = await proc.after()
+            return proc.end.result()
         except asyncio.CancelledError:
-            self._request(proc, None)
+            self._stop(proc, None)
             raise
         finally:
             self._roster.end(proc)
             if proc.link is None:
-                self._leases.release(token, reusable=False)  # its node may be lost
+                self._leases.release(proc.token, reusable=False)  # its node may be lost
+
+    def _begin(
+        self, key: LaunchKey, proc_id: str, placement: Placement, message: Message, member: Member | None
+    ) -> Proc:
+        """A launch, of which nothing is known; one of an earlier spawner may have ended with its node."""
+        proc = self._roster.add(proc_id, self._token(key))
+        lost = fitting(placement, self._restored.lost) if message.again else []
+        if lost:
+            proc.sought = True
+            if member is not None:
+                self._gangs.add(proc, key, member._replace(attempt=self._gangs.attempt(key)), again=True)
+            what = "was lost, or its agent and supervisor were, while the spawner was started again"
+            proc.finish(_failed(f"node {', '.join(map(str, lost))} {what}: the proc ran there, or nowhere"))
+        return proc
 
     async def _sort_out(self) -> None:
         await self._restored.until()
         await self._leases.sort_out()
 
-    async def _await(self, proc_id: str, token: str) -> None:
-        """Return when the launch of an earlier spawner is found, or cannot be any more; the id is taken meanwhile."""
-        first = self._awaited.setdefault(proc_id, token) == token
+    async def _await(self, proc_id: str, key: LaunchKey, restartable: bool) -> None:
+        """Return when the launch of an earlier spawner is found, or cannot be any more; the id is taken meanwhile.
+
+        restartable: what is found first may have been restarted since.
+        """
+        first = self._awaited.setdefault(proc_id, key) == key
         try:
-            await self._known(token)
+            await (self._restored.until() if restartable else self._known(key))
         finally:
             if first:
                 del self._awaited[proc_id]
 
-    def _refusal(self, proc_id: str, placement: Placement, message: Message) -> str:
-        lost = fitting(placement, self._restored.lost) if message.again else []
-        if lost:
-            nodes = ", ".join(map(str, lost))
-            what = "was lost, or its agent and supervisor were, while the spawner was started again"
-            return f"node {nodes} {what}: the proc ran there, or nowhere"
+    def _token(self, key: LaunchKey) -> str:
+        """Of the attempt that is under way."""
+        return token_of(key, self._gangs.attempt(key))
+
+    def _find_launch(self, key: LaunchKey) -> Proc | None:
+        return self._roster.by_token(self._token(key))
+
+    def _refusal(self, proc_id: str) -> str:
         if self._ending:
             return "the session is ending"
         if proc_id in self._roster.living or proc_id in self._awaited:
@@ -115,12 +132,16 @@ class ClusterSpawner(ProcSpawner):
     async def _launch(
         self, proc: Proc, key: LaunchKey, placement: Placement, message: Message, member: Member | None
     ) -> None:
+        proc.sought = True
+        if member is not None:
+            member = member._replace(attempt=self._gangs.attempt(key))
         try:
             if member is None:
                 place = await self._placer.place(proc, placement)
             else:
                 place = await self._gangs.seat(proc, key, member, placement, message.again)
         except PlacingError as error:
+            self._gangs.stop(proc)
             proc.finish(_failed(str(error)))
             return
         if place is not None and not proc.end.done():
@@ -140,36 +161,45 @@ class ClusterSpawner(ProcSpawner):
     async def _end_proc(self, proc_id: str, timeout: float | None) -> None:
         await self._restored.until(lambda: proc_id in self._roster.living)
         if proc_id in self._roster.living:
-            self._request(self._roster.living[proc_id], timeout)
+            self._stop(self._roster.living[proc_id], timeout)
 
     async def end_as(self, keys: list[LaunchKey], timeout_secs: float | None) -> bool:
         """See `ProcSpawner.end_as`."""
-        for token in map(token_of, keys):
-            proc = await self._known(token)
+        for key in keys:
+            self._gangs.stop_launch(key)
+        for key in keys:
+            proc = await self._known(key)
             if proc is not None:
-                self._request(proc, timeout_secs)
+                self._stop(proc, timeout_secs)
+            else:
+                self._gangs.forget(key)
         return True
 
-    async def _known(self, token: str) -> Proc | None:
-        """The launch of that token, once it is found, if it has not given its answer."""
-        await self._restored.until(lambda: self._roster.by_token(token) is not None)
-        return self._roster.by_token(token)
+    async def _known(self, key: LaunchKey) -> Proc | None:
+        """The launch of that key, once it is found, if it has not given its answer."""
+        await self._restored.until(lambda: self._find_launch(key) is not None)
+        return self._find_launch(key)
 
     def on_settled(self, launcher: str, numbers: list[int]) -> None:
         """See `ProcSpawner.on_settled`: the reports of these need not be kept any longer."""
         self._restored.settled(launcher, numbers)
         self._gangs.check()
         for number in numbers:
-            kept = self._unsettled.pop(token_of((launcher, number)), None)
-            if kept is not None:
-                kept[0].settle(kept[1])
+            key = launcher, number
+            self._settle(self._token(key))
+            self._gangs.forget(key)
+
+    def _settle(self, token: str) -> None:
+        kept = self._unsettled.pop(token, None)
+        if kept is not None:
+            kept[0].settle(kept[1])
 
     def on_resync(self, launcher: str, numbers: set[int]) -> None:
         """See `ProcSpawner.on_resync`: what has ended of others need not be kept."""
         for key in self._restored.claim(launcher, numbers):
-            proc = self._roster.by_token(token_of(key))
+            proc = self._find_launch(key)
             if proc is not None:
-                self._request(proc, None)  # it was cancelled, if it still runs
+                self._stop(proc, None)  # it was cancelled, if it still runs
                 self._roster.end(proc)
             self.on_settled(launcher, [key[1]])
         self._gangs.check()
@@ -180,6 +210,7 @@ class ClusterSpawner(ProcSpawner):
         """TERM every proc on every node, KILL `grace` seconds later; returns when they, and the agents, are gone."""
         await self.in_turn(launcher, number)
         self._ending = True
+        self._gangs.close()
         for proc in list(self._roster.living.values()):
             if proc.link is None:
                 self._request(proc, None)
@@ -187,59 +218,6 @@ class ClusterSpawner(ProcSpawner):
         with contextlib.suppress(Exception):
             await self._leases.end()
             await asyncio.get_running_loop().run_in_executor(None, Registry(self._owner.session.name).clear)
-
-    async def locate(self, launcher: str, number: int, proc_id: str, wait: bool) -> tuple[Any, str] | None:
-        """(the agent of its node, its token), once that agent has heard of it. None: unknown.
-
-        The agent is None for a proc that never came to a node, or not yet. wait: for that, or its end.
-        """
-        await self.in_turn(launcher, number)
-        await self._restored.until(lambda: self._roster.find(proc_id) is not None)
-        proc = self._roster.find(proc_id)
-        if proc is None:
-            return None
-        if wait and not proc.end.done():
-            placing = asyncio.ensure_future(proc.placed.wait())
-            await asyncio.wait((placing, proc.end), return_when=asyncio.FIRST_COMPLETED)
-            placing.cancel()
-        if proc.link is not None and not proc.end.done():
-            await proc.link.all_arrived()
-        return await self._links.agent_of(proc.link), proc.token
-
-    async def infos(self, launcher: str, number: int) -> list[ProcInfo]:
-        """What is known of every proc, those that ended lately included."""
-        await self.in_turn(launcher, number)
-        await self._restored.until()
-        return self._roster.infos()
-
-    async def gang_cause(self, launcher: str, number: int, uid: str) -> int | None:
-        """The rank that failed first, of a gang that is over."""
-        await self.in_turn(launcher, number)
-        return self._gangs.cause(uid)
-
-    async def await_end(self, launcher: str, number: int, proc_id: str) -> ExitReport:
-        """The report of a proc, whoever launched it; raises `UnknownProcError`."""
-        await self.in_turn(launcher, number)
-        await self._restored.until(lambda: self._roster.find(proc_id) is not None)
-        proc = self._roster.find(proc_id)
-        if proc is None:
-            raise UnknownProcError(f"no proc {proc_id!r} in session {self._owner.session.name}")
-        return await asyncio.shield(proc.end)
-
-    async def signal(self, key: LaunchKey, proc_id: str, signum: int) -> None:
-        """Send a signal to every process of a proc; nothing for one that does not run."""
-        await self._restored.until(lambda: proc_id in self._roster.living)
-        proc = self._roster.living.get(proc_id)
-        if proc is not None and proc.link is not None:
-            proc.link.request(Signal(proc.token, signum, key))
-
-    async def agents(self) -> dict[str, dict[str, Any]]:
-        """Facts about the agents, by node id: for diagnostics."""
-        return {node_id: await (await link.reachable()).info.remote() for node_id, link in self._links.by_node.items()}
-
-    async def facts(self) -> dict[str, Any]:
-        """Facts about the spawner itself: for diagnostics."""
-        return {"pid": os.getpid(), "generation": self._owner.generation}
 
     # -- for agents -----------------------------------------------------------------------------------------------
 
@@ -250,6 +228,34 @@ class ClusterSpawner(ProcSpawner):
         """
         return await self._links.renew(agent, clock)
 
+    # -- for gangs ------------------------------------------------------------------------------------------------
+
+    async def open_port(self, node: Node, name: str) -> int | None:
+        """See `gangs.Host`."""
+        return await self._links.open_port(node, name)
+
+    def end_rank(self, proc: Proc, grace: float) -> None:
+        """See `gangs.Host`."""
+        self._request(proc, grace)
+
+    def restart(self, proc: Proc, key: LaunchKey, attempt: int) -> Proc:
+        """See `gangs.Host`."""
+        self._settle(proc.token)
+        return self._roster.again(proc, token_of(key, attempt))
+
+    def discard(self, proc: Proc) -> None:
+        """See `gangs.Host`."""
+        self._settle(proc.token)
+        self._roster.discard(proc)
+
+    def may_come(self, key: LaunchKey) -> bool:
+        """See `gangs.Host`."""
+        return self._restored.may_come(key)
+
+    async def claimed(self, launcher: str) -> None:
+        """See `gangs.Host`."""
+        await self._restored.claimed(launcher)
+
     # -- placing --------------------------------------------------------------------------------------------------
 
     def _holders(self, node_id: str) -> list[str]:
@@ -259,7 +265,7 @@ class ClusterSpawner(ProcSpawner):
             for proc in self._roster.living.values()
             if proc.link is not None
             and proc.link.node.node_id == node_id
-            and (proc.token in holding or (proc.member is not None and proc.member.shape.uid in holding))
+            and (proc.token if proc.member is None else proc.member.team) in holding
         ]
 
     # -- procs ----------------------------------------------------------------------------------------------------
@@ -300,23 +306,30 @@ class ClusterSpawner(ProcSpawner):
         if not news.note:
             return None
         note: Note = pickle.loads(news.note)  # noqa: S301  # our own
+        if note.member is not None and note.member.attempt < self._gangs.attempt(note.key):
+            return None
         if not self._restored.expects(note.key):
             return None
         proc = self._roster.add(note.proc_id, news.token)
         proc.place(link)
         if note.lease is not None:
-            self._leases.adopt(news.token if note.member is None else note.member.shape.uid, note.lease)
+            self._leases.adopt(news.token if note.member is None else note.member.team, note.lease)
         if note.member is not None:
             self._gangs.add(proc, note.key, note.member, again=True)
         self._restored.found()
         return proc
+
+    def _stop(self, proc: Proc, timeout: float | None) -> None:
+        """Its user wants that."""
+        self._gangs.stop(proc)
+        self._request(proc, timeout)
 
     def _request(self, proc: Proc, timeout: float | None) -> None:
         proc.asked_to_end = True
         if proc.link is not None:
             proc.link.request(Request(proc.token, timeout))
         else:
-            proc.finish(_failed(NEVER_STARTED))
+            proc.finish(_failed(NEVER_STARTED + (f" again: it {proc.earlier[-1].result}" if proc.earlier else "")))
 
 
 def _failed(reason: str) -> ExitReport:

@@ -119,10 +119,14 @@ class News(NamedTuple):
     items: list[Started | Exit]
 
 
-def token_of(key: LaunchKey) -> str:
-    """The name of a launch below the spawner: short, fit for file names, and the same whenever it is asked for."""
+def token_of(key: LaunchKey, attempt: int = 0) -> str:
+    """The name of a launch below the spawner: short, fit for file names, and the same whenever it is asked for.
+
+    attempt: each restart has a name of its own.
+    """
     launcher, number = key
-    return hashlib.blake2b(b"%s/%d" % (launcher.encode(), number), digest_size=16).hexdigest()
+    restart = b"/%d" % attempt if attempt else b""
+    return hashlib.blake2b(b"%s/%d%s" % (launcher.encode(), number, restart), digest_size=16).hexdigest()
 
 
 def log_name(session: str, proc_id: str, token: str, stream: str) -> str:

@@ -51,7 +51,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def watched(launcher: Launcher, *ids: str) -> list[tuple[int, str]]:
     """What a watch tells, once it has ended."""
     told: list[tuple[int, str]] = []
-    watch = Watch(cast("RayProcLauncher", launcher), ids, lambda *news: told.append(news))
+    watch = Watch(cast("RayProcLauncher", launcher), ids, lambda *news: told.append(news), restarts=False)
     until(lambda: not watch._thread.is_alive(), "the end of the watch", DEADLINE)
     return told
 

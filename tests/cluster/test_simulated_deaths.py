@@ -30,6 +30,9 @@ class Scenario:
         self._victims = victims.split()
         self._ids: dict[int, str] = {}
         self._endless: set[int] = set()
+        self._restarts: dict[int, int] = {}  # how many a launch may have
+        self._together: dict[int, set[int]] = {}  # the launches of the same gang, or itself
+        self._asked: set[int] = set()  # to end
         self._told: dict[int, list[ProcExitResult]] = collections.defaultdict(list)
 
     async def play(self, deaths: int) -> None:
@@ -50,12 +53,21 @@ class Scenario:
             await asyncio.wait_for(self._all_told(), _PATIENCE)
         for number, proc_id in self._ids.items():
             ends = self.world.starts.get(("launcher", number), [])
+            attempts = self.world.attempts.get(("launcher", number), [])
             what = f"seed {self.seed}: launch {number} of {proc_id}: told {self._told[number]}, ends {ends}"
             assert len(self._told[number]) == 1, f"{what}; {self.world.kept()}"
-            assert len(ends) <= 1, what
-            assert _is_true(self._told[number][0], ends), what
+            assert attempts == sorted(set(attempts)), f"{what}: an attempt began twice: {attempts}"
+            assert all(attempt <= self._restarts[number] for attempt in attempts), f"{what}: too many: {attempts}"
+            assert _is_true(self._told[number][0], ends, restartable=self._restarts[number] > 0), what
+            assert self._tried_enough(number, attempts), f"{what}: too few: {attempts}"
         assert not self.world.twins, f"seed {self.seed}: two of one id at a time: {self.world.twins}"
         await self._nothing_is_kept()
+
+    def _tried_enough(self, number: int, attempts: list[int]) -> bool:
+        kind = self._told[number][0].kind
+        if isinstance(kind, Failed) or kind == Exited(0) or not self._together[number].isdisjoint(self._asked):
+            return True
+        return attempts[-1:] == [self._restarts[number]]
 
     async def _nothing_is_kept(self) -> None:
         """The ids are free again, and the last words of everybody have been heard."""
@@ -72,19 +84,23 @@ class Scenario:
         if self._chance.random() < 0.1:
             gang_id = f"gang {len(self._ids)}"
             lifetimes = [self._lifetime() for _ in range(self._chance.randint(1, 4))]
-            ranks = self.world.launch_gang(gang_id, lifetimes)
+            restarts = self._chance.choice([0, 0, 1, 2])
+            codes = [self._chance.choice([0, 0, 0, 7]) for _ in lifetimes]
+            ranks = self.world.launch_gang(gang_id, lifetimes, codes, restarts)
             for rank, (lifetime, (number, port)) in enumerate(zip(lifetimes, ranks, strict=True)):
-                self._launched(f"{gang_id}/{rank}", lifetime, number, port)
+                self._launched(f"{gang_id}/{rank}", lifetime, number, port, restarts)
+                self._together[number] = {each for each, _ in ranks}
             return
         proc_id = f"proc {self._chance.choice([len(self._ids) + 10, self._chance.randrange(3)])}"
-        lifetime = self._lifetime()
-        self._launched(proc_id, lifetime, *self.world.launch(proc_id, lifetime, self._chance.randrange(100)))
+        lifetime, restarts = self._lifetime(), self._chance.choice([0, 0, 0, 0, 1, 2])
+        number, port = self.world.launch(proc_id, lifetime, self._chance.randrange(100), restarts)
+        self._launched(proc_id, lifetime, number, port, restarts)
 
     def _lifetime(self) -> float | None:
         return self._chance.choice([0.0, 0.001, 0.1, 2 * self._chance.random(), None])
 
-    def _launched(self, proc_id: str, lifetime: float | None, number: int, port: ExitPort) -> None:
-        self._ids[number] = proc_id
+    def _launched(self, proc_id: str, lifetime: float | None, number: int, port: ExitPort, restarts: int) -> None:
+        self._ids[number], self._restarts[number], self._together[number] = proc_id, restarts, {number}
         if lifetime is None:
             self._endless.add(number)
         port._future().add_done_callback(lambda future: self._told[number].append(future.result()))
@@ -96,6 +112,7 @@ class Scenario:
         return [number for number in self._ids if not self._told[number]]
 
     def _request(self, number: int) -> None:
+        self._asked.add(number)
         self.world.request(self._ids[number], number, self._chance.choice([None, 0.0, 0.5, 2.0]))
 
     def _strike(self) -> None:
@@ -117,7 +134,7 @@ class Scenario:
             await asyncio.sleep(0.1)
 
 
-def _is_true(result: ProcExitResult, ends: list[bytes]) -> bool:
+def _is_true(result: ProcExitResult, ends: list[bytes], *, restartable: bool) -> bool:
     kind = result.kind
     if isinstance(kind, Exited):
         return ends[-1:] == [b"exited %d" % kind.code]
@@ -126,7 +143,8 @@ def _is_true(result: ProcExitResult, ends: list[bytes]) -> bool:
     assert isinstance(kind, Failed)
     if kind.reason == _LOST or kind.reason.endswith(_OR_NOWHERE):
         return all(end for end in ends)  # whatever it was, it is over
-    return not ends and any(words in kind.reason for words in _NEVER_STARTED)
+    never = all(ends) if restartable else not ends
+    return never and any(words in kind.reason for words in _NEVER_STARTED)
 
 
 def _run(seed: int, *, deaths: int, victims: str, trouble: float = 0.0, slow: float = 0.001) -> None:

@@ -58,6 +58,7 @@ class World:
         self.loop, self.chance = loop, random.Random(seed)  # noqa: S311  # noise, no secret
         self._trouble = trouble
         self.starts: dict[tuple[str, int], list[bytes]] = {}  # by the launch's key: what each start ended with
+        self.attempts: dict[tuple[str, int], list[int]] = {}  # the same: which attempt each start was
         self.procs: list[Proc] = []
         self.twins: list[str] = []  # ids of procs that were started while another of that id ran
         self.supervisors: dict[Path, Supervisor] = {}
@@ -75,21 +76,31 @@ class World:
         mail = type("Mail", (self._mail_module.Mail,), {"connected": True})
         self.mail: Any = mail(self.spawner, "launcher")
 
-    def launch(self, proc_id: str, lifetime: float | None, code: int = 0) -> tuple[int, ExitPort]:
+    def launch(
+        self, proc_id: str, lifetime: float | None, code: int = 0, max_restarts: int = 0
+    ) -> tuple[int, ExitPort]:
         """A proc that ends by itself after `lifetime` seconds; None: never."""
-        placement = Placement(num_cpus=self.chance.choice([0, 0, 1, 2]))
-        opts = LaunchOptions(program="any", args=[repr(lifetime), str(code)], placement=placement)
+        opts = LaunchOptions(
+            program="any",
+            args=[repr(lifetime), str(code)],
+            placement=Placement(num_cpus=self.chance.choice([0, 0, 1, 2])),
+            max_restarts=max_restarts,
+            restart_delay=self.chance.choice([0.0, 0.5]),
+        )
         [(number, port)] = self.mail.launch([pickle.dumps((proc_id, opts))])
         return number, port
 
-    def launch_gang(self, gang_id: str, lifetimes: list[float | None]) -> list[tuple[int, ExitPort]]:
+    def launch_gang(
+        self, gang_id: str, lifetimes: list[float | None], codes: list[int], max_restarts: int
+    ) -> list[tuple[int, ExitPort]]:
         """Ranks that live that long; on two nodes if they are an even number. They hold something, or nothing."""
         nnodes = 2 - len(lifetimes) % 2
-        shape = Shape(f"{gang_id} {self.chance.random()}", gang_id, nnodes, len(lifetimes) // nnodes)
+        uid, nproc = f"{gang_id} {self.chance.random()}", len(lifetimes) // nnodes
+        shape = Shape(uid, gang_id, nnodes, nproc, max_restarts=max_restarts, restart_delay=0.2)
         placement = Placement(num_cpus=self.chance.choice([0, 1]))
         payloads = []
         for rank, lifetime in enumerate(lifetimes):
-            opts = LaunchOptions(program="any", args=[repr(lifetime), "0"], placement=placement)
+            opts = LaunchOptions(program="any", args=[repr(lifetime), str(codes[rank])], placement=placement)
             payloads.append(pickle.dumps((f"{gang_id}/{rank}", opts, Member(shape, rank))))
         return self.mail.launch(payloads)  # type: ignore[no-any-return]
 
@@ -111,7 +122,8 @@ class World:
             "roster": sorted(self.spawner.instance._roster.living),
             "launches": [token for link in self.spawner.instance._links.by_node.values() for token in link.launches],
             "leases": list(self.leases),
-            "gangs": [*self.gangs, *self.spawner.instance._gangs._gangs],
+            "gangs": [*self.gangs, *self.spawner.instance._gangs._teams],
+            "attempts": list(self.spawner.instance._gangs._attempts),
             "running": [token for agent in agents for token in agent._keeper.running],
         }
 
@@ -289,8 +301,9 @@ class Proc:
 
     def __init__(self, world: World, spec: Spec, exited: Callable[[Proc, bytes, int], None]) -> None:
         self.spec, self._exited = spec, exited
-        self.proc_id, key, *_ = pickle.loads(spec.note)
+        self.proc_id, key, _, member = pickle.loads(spec.note)
         self._ends = world.starts.setdefault(key, [])
+        world.attempts.setdefault(key, []).append(0 if member is None else member.attempt)
         world.twins += [self.proc_id for proc in world.procs if proc.proc_id == self.proc_id and proc.alive]
         world.procs.append(self)
         self._index = len(self._ends)
