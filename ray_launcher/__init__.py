@@ -10,6 +10,7 @@ from ray_launcher.errors import (
     DecodeError,
     KillError,
     LaunchError,
+    NotReadyError,
     ProcLauncherError,
     TerminateError,
     UnknownProcError,
@@ -25,12 +26,13 @@ from ray_launcher.exits import (
     decode_exit,
 )
 from ray_launcher.gang import Gang, GangResult
-from ray_launcher.info import ProcInfo, ProcState
+from ray_launcher.info import Attempt, ProcInfo, ProcState
 from ray_launcher.launcher import ActorProcLauncher, LaunchResult, ProcLauncher
 from ray_launcher.logs import LogChunk
 from ray_launcher.options import LaunchOptions, Placement, ProcBind
 from ray_launcher.port import ExitPort
 from ray_launcher.ranks import gang_env
+from ray_launcher.readiness import ReadyWhen
 from ray_launcher.session import RayProcLauncher
 from ray_launcher.spawner import ProcSpawner, start_spawner
 
@@ -38,6 +40,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ActorProcLauncher",
+    "Attempt",
     "DecodeError",
     "ExitPort",
     "ExitReport",
@@ -50,6 +53,7 @@ __all__ = [
     "LaunchOptions",
     "LaunchResult",
     "LogChunk",
+    "NotReadyError",
     "Placement",
     "ProcBind",
     "ProcExitKind",
@@ -60,6 +64,7 @@ __all__ = [
     "ProcSpawner",
     "ProcState",
     "RayProcLauncher",
+    "ReadyWhen",
     "Signaled",
     "StdioHandling",
     "TerminateError",

@@ -47,6 +47,10 @@ class DecodeError(ProcLauncherError):
     """What a spawner returned is not an exit report; the text names the first field that is wrong."""
 
 
+class NotReadyError(ProcLauncherError):
+    """A proc has ended before it was ready."""
+
+
 class UnknownProcError(ProcLauncherError):
     """No proc of this id is running or in the history of finished ones."""
 

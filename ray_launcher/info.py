@@ -31,6 +31,7 @@ class ProcInfo:
 
     node_id, node_ip: Ray's, of the node it is on.  pid: the leader's, on that node.  started_at, exited_at: UTC, by the
     clocks of its node and of the spawner's.  result: once EXITED.  gang_id, rank: None outside gangs.
+    ready: whether it runs and is ready, see `LaunchOptions.ready_when`.
     restarts: how often it has been started again.  attempts: what came before the last of its starts, at most 20.
     waits_for: while PENDING for resources, what it needs, what the best node has of it, and who holds the rest; before
     a restart, how long that takes, and why it is needed.
@@ -47,5 +48,6 @@ class ProcInfo:
     gang_id: str | None = None
     rank: int | None = None
     restarts: int = 0
+    ready: bool = False
     waits_for: str | None = None
     attempts: tuple[Attempt, ...] = ()

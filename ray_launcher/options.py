@@ -19,6 +19,7 @@ from ray_launcher import checks, limits
 from ray_launcher.callables import launch_fields
 from ray_launcher.frozen import EnvMapping, FrozenMapping
 from ray_launcher.limits import ProcBind, RlimitValue
+from ray_launcher.readiness import ReadyWhen
 
 __all__ = ["LaunchOptions", "Placement", "ProcBind", "check_proc_id", "check_timeout"]
 
@@ -140,6 +141,9 @@ class LaunchOptions:
     restart_delay: float = 10
     """Seconds before the first restart, 0 to 300; doubled each time up to 300, and back to the first after an attempt
     that ran for 10 minutes. Nothing is held meanwhile."""
+    ready_when: ReadyWhen | None = None
+    """How to tell that the proc is ready to be used; None: as soon as it runs. See `RayProcLauncher.wait_ready`. For
+    spawners of this package."""
     placement: Placement = field(default_factory=Placement)
     """Where it runs and what it holds there."""
 
@@ -169,6 +173,7 @@ class LaunchOptions:
             pre_kill_signal: tuple[int, float] | None = None,
             max_restarts: int = 0,
             restart_delay: float = 10,
+            ready_when: ReadyWhen | None = None,
             placement: Placement = ...,
         ) -> None: ...
 
@@ -192,7 +197,9 @@ class LaunchOptions:
         for name in ("arg0", "process_name", "bootstrap_payload", "log_channel"):
             _store(self, name, checks.optional(checks.os_text, f"LaunchOptions.{name}", getattr(self, name)))
         _store(self, "tail_lines", checks.count("LaunchOptions.tail_lines", self.tail_lines))
-        _check_parts(self.proc_bind, self.placement)
+        _check_parts(self.proc_bind, self.placement, self.ready_when)
+        if self.ready_when is not None and self.ready_when.log is not None and not self.want_stdio:
+            raise ValueError("LaunchOptions.ready_when.log needs the output; leave want_stdio on")
         self._check_limits()
         _store(self, "max_restarts", checks.count("LaunchOptions.max_restarts", self.max_restarts))
         _store(self, "restart_delay", check_restart_delay("LaunchOptions.restart_delay", self.restart_delay))
@@ -279,11 +286,13 @@ def _check_env_name(name: str) -> None:
         raise ValueError(f"{where}: a name must not contain '='; write the part after it as the value")
 
 
-def _check_parts(proc_bind: object, placement: object) -> None:
+def _check_parts(proc_bind: object, placement: object, ready_when: object) -> None:
     if not isinstance(placement, Placement):
         raise TypeError("LaunchOptions.placement must be a Placement; write Placement(num_cpus=...)")
     if not isinstance(proc_bind, ProcBind | None):
         raise TypeError("LaunchOptions.proc_bind must be a ProcBind or None; write ProcBind(cpus='0-3')")
+    if not isinstance(ready_when, ReadyWhen | None):
+        raise TypeError("LaunchOptions.ready_when must be a ReadyWhen or None; write ReadyWhen(port=8080)")
 
 
 def _quantity(where: str, value: object) -> int | float:

@@ -7,6 +7,7 @@ import contextlib
 import re
 import signal
 import threading
+import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +26,7 @@ from ray_launcher.cluster.environment import NOT_STARTED, setup_time, worker_env
 from ray_launcher.cluster.nodes import living_nodes, on_node
 from ray_launcher.cluster.spawner import ClusterSpawner
 from ray_launcher.cluster.wire import NAMESPACE, SessionInfo
-from ray_launcher.errors import KillError, LaunchError, ProcLauncherError, UnknownProcError
+from ray_launcher.errors import KillError, LaunchError, NotReadyError, ProcLauncherError, UnknownProcError
 from ray_launcher.exits import ProcExitResult
 from ray_launcher.gang import Gang
 from ray_launcher.info import ProcInfo
@@ -174,6 +175,26 @@ class RayProcLauncher(ActorProcLauncher):
             raise UnknownProcError(f"no proc {proc_id!r} in session {self.session}")
         port = ExitPort(self._ask("await_end", proc_id))
         return LaunchResult(proc_id, port, found.pid, found.started_at or datetime.now(timezone.utc))
+
+    def wait_ready(self, *proc_ids: str, timeout: float | None = None) -> None:
+        """Block until each of these procs of the session is ready, as their `LaunchOptions.ready_when` tells.
+
+        Raises TimeoutError after `timeout` seconds, naming those that are not; `NotReadyError` for the first that has
+        ended before, for good; `UnknownProcError` and `ProcLauncherError`.
+        """
+        deadline = None if timeout is None else time.monotonic() + check_timeout("timeout", timeout)
+        self._check_open()
+        asked = {proc_id: self._ask("await_ready", check_proc_id(proc_id)) for proc_id in proc_ids}
+        for proc_id, ref in asked.items():
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not ray.wait([ref], timeout=left)[0]:
+                late = [proc_id for proc_id, ref in asked.items() if not ray.wait([ref], timeout=0)[0]]
+                raise TimeoutError(f"not ready after {timeout:g} s: {', '.join(map(repr, late))}")
+            end = _got(ref)
+            if end is None:
+                raise UnknownProcError(f"no proc {proc_id!r} in session {self.session}")
+            if end:
+                raise NotReadyError(f"proc {proc_id!r} {end}, and was not ready")
 
     def signal(self, proc_id: str, signum: int) -> None:
         """Request signal `signum` (1 to 64) for every process of a proc; nothing for one that does not run.

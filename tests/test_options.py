@@ -25,6 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_launcher.options import LaunchOptions, Placement, ProcBind, check_proc_id, check_timeout
+from ray_launcher.readiness import ReadyWhen
 
 OPTION_TYPES = [LaunchOptions, Placement, ProcBind]
 SECRET = "s3cret"
@@ -84,6 +85,9 @@ def full_options() -> LaunchOptions:
         time_limit=60,
         time_limit_grace=1,
         pre_kill_signal=(10, 5),
+        max_restarts=3,
+        restart_delay=5,
+        ready_when=ReadyWhen(port=80),
         placement=Placement(num_cpus=1, num_gpus=0.5, resources={"x": 2}, label_selector={"zone": "!a"}, timeout=3),
     )
 
@@ -121,6 +125,9 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "time_limit": None,
         "time_limit_grace": 10,
         "pre_kill_signal": None,
+        "max_restarts": 0,
+        "restart_delay": 10.0,
+        "ready_when": None,
         "placement": Placement(),
     }
     assert dataclasses.asdict(Placement()) == {

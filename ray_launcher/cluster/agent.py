@@ -30,8 +30,10 @@ from ray_launcher.cluster.lease import return_all
 from ray_launcher.cluster.limits import limits_of
 from ray_launcher.cluster.nodes import is_alive
 from ray_launcher.cluster.ports import Ports
+from ray_launcher.cluster.probes import Subject, Verdict, probe
 from ray_launcher.cluster.registry import Registry
 from ray_launcher.cluster.wire import (
+    STREAMS,
     Exit,
     Grant,
     Inventory,
@@ -48,6 +50,7 @@ from ray_launcher.node.protocol import ProtocolError
 from ray_launcher.node.spec import Spec
 from ray_launcher.options import LaunchOptions
 from ray_launcher.pace import Pace
+from ray_launcher.readiness import ReadyWhen
 
 _logger = logging.getLogger(__name__)
 
@@ -166,6 +169,19 @@ class Agent:
     async def open_port(self, name: str) -> int:
         """A port of this node that nobody else gets until the launch that is granted `name` comes here."""
         return self._ports.keep(name)
+
+    async def probe(
+        self, token: str, proc_id: str, ready_when: ReadyWhen, offsets: list[int]
+    ) -> tuple[Verdict, list[int]]:
+        """Look for a while whether a proc is ready; offsets: how far its logs have been read, also in the answer."""
+        await asyncio.shield(self._finding)
+        running = self._keeper.running
+        started = running.get(token)
+        if started is None:
+            return "ended", offsets
+        logs = [Path(os.fsdecode(self._log(proc_id, token, stream))) for stream in STREAMS]
+        address = _ray_node().node_ip_address
+        return await probe(ready_when, Subject(started.pid, logs, address, lambda: token in running), offsets)
 
     async def await_gone(self, tokens: list[str]) -> None:
         """Return when nothing is left of the trees of these launches, which have ended."""

@@ -14,7 +14,7 @@ from ray_launcher.cluster.roster import Roster
 from ray_launcher.cluster.wire import Signal
 from ray_launcher.desk import LaunchKey
 from ray_launcher.errors import UnknownProcError
-from ray_launcher.exits import ExitReport
+from ray_launcher.exits import ExitReport, decode_exit
 from ray_launcher.info import ProcInfo
 from ray_launcher.spawner import ProcSpawner
 
@@ -56,6 +56,23 @@ class Queries(ProcSpawner):
         await self.in_turn(launcher, number)
         await self._restored.until()
         return self._roster.infos()
+
+    async def await_ready(self, launcher: str, number: int, proc_id: str) -> str | None:
+        """Return when a proc is ready: "", or how it has ended before; None: unknown."""
+        await self.in_turn(launcher, number)
+        await self._restored.until(lambda: self._roster.find(proc_id) is not None)
+        proc = self._roster.find(proc_id)
+        while proc is not None:
+            ready = asyncio.ensure_future(proc.ready.wait())
+            await asyncio.wait((ready, proc.end), return_when=asyncio.FIRST_COMPLETED)
+            ready.cancel()
+            if proc.ready.is_set():
+                return ""
+            following = await proc.after()
+            if following is None:
+                return str(decode_exit(proc.end.result()))
+            proc = following
+        return None
 
     async def gang_cause(self, launcher: str, number: int, uid: str) -> int | None:
         """The rank that failed first, of a gang that is over."""

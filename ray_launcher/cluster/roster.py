@@ -13,6 +13,7 @@ from ray_launcher.cluster.wire import Started
 from ray_launcher.exits import ExitReport, ProcExitResult, decode_exit
 from ray_launcher.info import Attempt, ProcInfo, ProcState
 from ray_launcher.ranks import Member
+from ray_launcher.readiness import ReadyWhen
 
 #: Ended procs that are remembered: their results, and where their logs are.
 HISTORY = 1000
@@ -38,6 +39,8 @@ class Proc:
     sought: bool = False  # somebody sees to its node
     earlier: tuple[Attempt, ...] = ()
     following: asyncio.Future[Proc | None] | None = None
+    ready_when: ReadyWhen | None = None  # if that is to be found out
+    ready: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     pid: int | None = None
     started: float | None = None
     exited: float | None = None
@@ -51,6 +54,8 @@ class Proc:
         """Its process has been started; perhaps it is only on its way there (pid 0)."""
         if news.pid:
             self.pid, self.started = news.pid, news.when
+            if self.ready_when is None:
+                self.ready.set()
 
     def finish(self, report: ExitReport, when: float | None = None) -> None:
         """The one end; a second does nothing. when: by our own clock; None: now."""
@@ -97,6 +102,7 @@ class Proc:
             gang_id=None if member is None else member.shape.gang_id,
             rank=None if member is None else member.rank,
             restarts=0 if self.member is None else self.member.attempt,
+            ready=self.ready.is_set() and not self.end.done(),
             waits_for=self.waits_for,
             attempts=self.earlier,
         )

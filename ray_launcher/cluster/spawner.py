@@ -20,6 +20,7 @@ from ray_launcher.cluster.links import Links
 from ray_launcher.cluster.nodes import Node, fitting
 from ray_launcher.cluster.placing import Placer, PlacingError
 from ray_launcher.cluster.queries import Queries
+from ray_launcher.cluster.readiness import Readiness
 from ray_launcher.cluster.registry import Registry
 from ray_launcher.cluster.restored import Restored
 from ray_launcher.cluster.roster import Proc, Roster
@@ -46,6 +47,7 @@ class ClusterSpawner(Queries):
         self._links = Links(owner, self._news, registry.agents() if again else {})
         self._restored = Restored(list(self._links.by_name.values()))
         self._leases = Leases(session.name, again)
+        self._readiness = Readiness()
         self._going: set[asyncio.Future[None]] = set()
         self._sorting = asyncio.ensure_future(self._sort_out())
         self._placer = Placer(self._links, self._leases, self._holders)
@@ -73,6 +75,7 @@ class ClusterSpawner(Queries):
             while following is not None:
                 proc = following
                 if not proc.sought:
+                    proc.ready_when = opts.ready_when
                     await self._launch(proc, key, opts.placement, message, member)
                 await proc.end
                 following = await proc.after()
@@ -147,7 +150,7 @@ class ClusterSpawner(Queries):
         if place is not None and not proc.end.done():
             link = self._links.to(place.node)
             proc.place(link)
-            note = pickle.dumps(Note(proc.proc_id, key, place.lease, member))
+            note = pickle.dumps(Note(proc.proc_id, key, place.lease, member, proc.ready_when))
             link.launch(Launch(proc.token, message.payload, note, place.grant))
 
     async def terminate(self, proc_id: str, timeout_secs: float) -> None:
@@ -293,6 +296,8 @@ class ClusterSpawner(Queries):
         if isinstance(news, Started):
             if proc is not None:
                 proc.runs(news)
+                if proc.ready_when is not None and news.pid:
+                    self._readiness.watch(proc, proc.ready_when)
             return
         if proc is None:
             link.settle(news.sequence)  # nobody will ask for it
@@ -311,6 +316,7 @@ class ClusterSpawner(Queries):
         if not self._restored.expects(note.key):
             return None
         proc = self._roster.add(note.proc_id, news.token)
+        proc.ready_when = note.ready_when
         proc.place(link)
         if note.lease is not None:
             self._leases.adopt(news.token if note.member is None else note.member.team, note.lease)

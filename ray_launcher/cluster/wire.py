@@ -10,6 +10,7 @@ from typing import NamedTuple
 from ray_launcher.desk import LaunchKey
 from ray_launcher.exits import ExitReport
 from ray_launcher.ranks import Member
+from ray_launcher.readiness import ReadyWhen
 
 NAMESPACE = "ray_launcher"
 STREAMS = ("stdout", "stderr")
@@ -68,13 +69,14 @@ class Signal(NamedTuple):
 class Note(NamedTuple):
     """What a restarted spawner must know of a launch, kept by the supervisor.
 
-    lease: the name of its own, or of its gang's.  member: its rank.
+    lease: the name of its own, or of its gang's.  member: its rank.  ready_when: see `LaunchOptions`.
     """
 
     proc_id: str
     key: LaunchKey
     lease: str | None = None
     member: Member | None = None
+    ready_when: ReadyWhen | None = None
 
 
 class Started(NamedTuple):
