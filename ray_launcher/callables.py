@@ -15,15 +15,20 @@ _CHUNK = 96 << 10
 _LIMIT = 1 << 20
 _VARIABLE = "RAY_LAUNCHER_CALLABLE_"
 
-#: Needs cloudpickle and nothing of this package, whose import would bring Ray's and cost a third of a second.
+#: Needs cloudpickle and nothing of this package, whose import would bring Ray's and cost a third of a second. What the
+#: callable returns goes to a file beside that of stdout.
 _LOADER = f"""\
 import base64, os, cloudpickle
-parts = []
+log, parts = os.path.realpath("/proc/self/fd/1"), []
 while (name := f"{_VARIABLE}{{len(parts)}}") in os.environ:
     parts.append(os.environ.pop(name))
 fn, args, kwargs = cloudpickle.loads(base64.b85decode("".join(parts)))
 del parts
-fn(*args, **kwargs)
+value = cloudpickle.dumps(fn(*args, **kwargs))
+if log.endswith(".out"):
+    with open(log[:-4] + ".value.part", "wb") as file:
+        file.write(value)
+    os.rename(log[:-4] + ".value.part", log[:-4] + ".value")
 """
 
 

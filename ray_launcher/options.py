@@ -182,8 +182,9 @@ class LaunchOptions:
         """Options that run `fn(*args, **kwargs)` in a fresh interpreter; set other fields with `dataclasses.replace`.
 
         The interpreter is the one that runs now, by its path, so the nodes need it in the same place, with cloudpickle.
-        What `__main__` defines travels by value, what other modules define by name. The return value is dropped; an
-        exception ends the proc with code 1 and its traceback on stderr. `replace(..., env=...)` must keep `opts.env`.
+        What `__main__` defines travels by value, what other modules define by name. `RayProcLauncher.value` has what
+        it returns; an exception, also for a value that cannot be pickled, ends the proc with code 1 and its traceback
+        on stderr. `replace(..., env=...)` must keep `opts.env`.
 
         Raises TypeError for what is not callable or cannot be pickled, ValueError for more than 1 MiB of pickle.
         """

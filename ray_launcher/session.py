@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import pickle
 import re
 import signal
 import threading
@@ -223,6 +224,21 @@ class RayProcLauncher(ActorProcLauncher):
             self._check_known(proc_id, location)
         streams = self._streams({proc_id: location}, (stream,), follow, tail)
         return lines_of(streams, None if follow else tail)
+
+    def value(self, proc_id: str) -> Any:
+        """What the callable of a proc returned (see `LaunchOptions.from_callable`), once it has exited with code 0.
+
+        Raises `UnknownProcError`, and `ProcLauncherError` where there is no value: it is no callable, has not ended so,
+        was launched without stdio, or is lost with its node.
+        """
+        proc_id = check_proc_id(proc_id)
+        self._check_open()
+        location = self._ask("locate", proc_id, False)
+        self._check_known(proc_id, location)
+        pickled = b"".join(chunk.data for chunk in self._streams({proc_id: location}, ("value",), False, None))
+        if not pickled:
+            raise ProcLauncherError(f"proc {proc_id!r} has left no value")
+        return pickle.loads(pickled)  # noqa: S301  # our own proc's
 
     def follow(self, proc_ids: Iterable[str]) -> Iterator[LogChunk]:
         """What procs write to both streams, as it comes and as bytes, until all of them have ended and all is read.

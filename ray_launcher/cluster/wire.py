@@ -14,6 +14,8 @@ from ray_launcher.readiness import ReadyWhen
 
 NAMESPACE = "ray_launcher"
 STREAMS = ("stdout", "stderr")
+#: By the name of a stream: the end of its file's name. The value is what a callable returned, see `callables`.
+_ENDS = {"stdout": "out", "stderr": "err", "value": "value"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,4 +136,4 @@ def token_of(key: LaunchKey, attempt: int = 0) -> str:
 def log_name(session: str, proc_id: str, token: str, stream: str) -> str:
     """The name of a proc's log file in Ray's log directory; `proc_id` only shows through, it may hold anything."""
     shown = re.sub(r"[^A-Za-z0-9._-]", "_", proc_id)[:60]
-    return f"ray-launcher-{session}-{shown}-{token[:12]}.{'out' if stream == 'stdout' else 'err'}"
+    return f"ray-launcher-{session}-{shown}-{token[:12]}.{_ENDS[stream]}"

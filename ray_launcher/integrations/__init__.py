@@ -1,0 +1,1 @@
+"""Launching what other frameworks run; each module imports nothing of the framework itself."""
