@@ -196,6 +196,11 @@ class Agent:
         await asyncio.shield(self._finding)
         await self._keeper.end(grace)
 
+    async def recall(self, join: str) -> None:
+        """What had been forgotten here when this join began is settled."""
+        if join == self._feed.join:
+            self._forgot = False
+
     async def hush(self) -> None:
         """Return when pending calls have been answered: Ray would report them as failed when this actor is killed."""
         await self._feed.hush()

@@ -8,6 +8,7 @@ tells a duration, so no two clocks need to agree; it is never more than what has
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 
@@ -60,6 +61,11 @@ class Contact:
             async with self._noting:
                 if self.silence >= overdue:
                     await self._note(self.silence)
+
+    async def end(self) -> None:
+        """There will be no other lease, whoever counts."""
+        async with self._noting:
+            await self._note(math.inf)
 
     async def _note(self, silence: float) -> None:
         call = asyncio.get_running_loop().run_in_executor(None, self._registry.note_silence, self._name, silence)

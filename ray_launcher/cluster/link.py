@@ -23,6 +23,7 @@ from ray_launcher.cluster.channel import AnotherAgentError, Channel, Message
 from ray_launcher.cluster.contact import Contact
 from ray_launcher.cluster.environment import NOT_STARTED, setup_time
 from ray_launcher.cluster.nodes import Node, is_alive
+from ray_launcher.cluster.owed import Owed
 from ray_launcher.cluster.registry import Registry
 from ray_launcher.cluster.wire import Exit, Inventory, Launch, Request, SessionInfo, Signal, Started
 from ray_launcher.exits import ExitReport
@@ -49,6 +50,7 @@ class Owner:
 
     session: SessionInfo
     runtime_env: dict[str, Any]
+    owed: Owed
     generation: int = 0
 
 
@@ -80,7 +82,7 @@ class Link:
         self._owner, self._session = owner, session
         self._on_news, self._on_lost = on_news, on_lost
         self._registry = Registry(session.name)
-        self._found = name is not None
+        self._found = self._inherited = name is not None
         self._joined = self._restored = self._found  # there may be procs, and some of which we do not know
         self.forgot = False  # the agent does not know of all of them either
         self._suspect = suspect
@@ -93,7 +95,7 @@ class Link:
         self.agent: Any = None
         self._started = asyncio.Event()  # there is an actor to talk to
         tasks = self._run(), self._expire(), self._contact.keep_noted()
-        self._tasks = [asyncio.ensure_future(each) for each in tasks]
+        self._tasks: list[asyncio.Task[None]] = [asyncio.ensure_future(each) for each in tasks]
         self._last: asyncio.Future[None] | None = None
 
     def launch(self, message: Launch) -> None:
@@ -120,6 +122,11 @@ class Link:
         if self.lost or (self._suspect and not self._joined):
             return False
         return not self._joined or self._contact.silence < self._session.lease / 2
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the agent was last granted its lease, or longer."""
+        return self._contact.silence
 
     async def renew(self, clock: float) -> bool:
         """Renew the lease; False when the node has been given up. clock: the agent's, when it asked."""
@@ -201,6 +208,9 @@ class Link:
                 continue
             except _SupersededError:
                 return  # there is a later spawner, and this process is about to end
+            except _NodeGoneError:
+                self._why = "the node is gone"
+                break
             except RayError as error:
                 self._why = _in_words(error)
                 if isinstance(error, _ENDED):
@@ -216,7 +226,10 @@ class Link:
             self.agent = find_agent(self.name)
         if self.agent is None:
             loop = asyncio.get_running_loop()
-            if self._joined and not await loop.run_in_executor(None, is_alive, self.node):
+            known = self._joined or self._suspect
+            if known and not await loop.run_in_executor(None, is_alive, self.node):
+                if not self._joined:
+                    raise _NodeGoneError
                 await asyncio.Event().wait()  # it cannot come back: its lease runs out
             await loop.run_in_executor(None, self._registry.add, self.name, self.node)
             owner = self._owner
@@ -229,7 +242,7 @@ class Link:
         sent = {token: note for token, note in self.launches.items() if token not in unsent}
         expected = {token: note for token, note in sent.items() if token not in underway}
         unsure = {token: note for token, note in sent.items() if token in underway}
-        complete = not self._restored
+        complete = not self._inherited or self._owner.owed.caught_up.is_set()
         answer = await self.agent.join.remote(self._owner.generation, expected, unsure, complete)
         if not answer:
             raise _SupersededError
@@ -237,7 +250,9 @@ class Link:
         if not self._joined:  # it may have taken longer to start than a lease lasts
             self._contact.begin()
             self._joined = not self.lost
-        self.forgot = self.forgot or (inventory.forgot and self._restored)
+        if self._restored and inventory.forgot:
+            self.forgot = True
+            self._tasks.append(asyncio.ensure_future(self._recall(inventory.join)))
         self._restored = False
         self._channel.resume(inventory.join)
         for end in inventory.ended:
@@ -247,6 +262,11 @@ class Link:
         known = {item.token for item in inventory.running}
         self._channel.send_again(lambda message: self._needs(message, known))
         self.resolved.set()
+
+    async def _recall(self, join: str) -> None:
+        """Once all that may have been forgotten is settled, the agent need not say any more that it was."""
+        await self._owner.owed.caught_up.wait()
+        await self.ask("recall", join)
 
     def _needs(self, message: Message, known: set[str]) -> bool:
         """Not a launch that the agent has, nor anything about one that has ended: its name may be forgotten below."""
@@ -268,8 +288,12 @@ class Link:
         self._last = asyncio.ensure_future(self._give_up(reason))
 
     async def _give_up(self, reason: str) -> None:
+        lost = [pickle.loads(note).key for note in self.launches.values()]  # noqa: S301  # our own
         self._abandon(reason)
         self._on_lost(self, self._joined)  # at once: nothing may be launched through a link that is lost
+        if self._joined:  # a spawner that comes before they are settled must learn that the node was lost
+            await self._contact.end()
+            await self._owner.owed.until_settled(lost)
         await self._forget()
 
     def _abandon(self, reason: str) -> None:
@@ -288,6 +312,10 @@ class Link:
     async def _forget(self) -> None:
         with contextlib.suppress(Exception):
             await asyncio.get_running_loop().run_in_executor(None, self._registry.remove, self.name)
+
+
+class _NodeGoneError(Exception):
+    """It has been lost before, and is not there again."""
 
 
 class _SupersededError(Exception):

@@ -25,8 +25,9 @@ class Links:
         self._ending = False
         self.by_name: dict[str, Link] = {}  # the agent's, until it is lost
         self.by_node: dict[str, Link] = {}  # the node's id: where launches go
-        for name, node in found.items():
-            self._add(node, name=name)
+        links = [self._add(node, name=name) for name, node in found.items()]
+        for link in sorted(links, key=lambda link: link.silence, reverse=True):  # a node may have been lost before
+            self.by_node[link.node.node_id] = link
 
     def load(self, node_id: str) -> float:
         """How many procs we have on a node; infinite for one that is not to be used now."""

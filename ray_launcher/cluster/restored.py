@@ -11,9 +11,14 @@ from ray_launcher.desk import LaunchKey
 
 
 class Restored:
-    """`links` to the agents of earlier spawners; the first spawner of a session has none, and nothing to wait for."""
+    """`links` to the agents of earlier spawners; the first spawner of a session has none, and nothing to wait for.
 
-    def __init__(self, links: list[Link]) -> None:
+    caught_up: see `Owed`; set here.
+    """
+
+    def __init__(self, links: list[Link], caught_up: asyncio.Event) -> None:
+        self._caught_up = caught_up
+        self._unknown: set[LaunchKey] = set()  # asked for before, and neither found, nor launched, nor told to be lost
         self.lost: list[Node] = []  # nodes of earlier spawners, lost, or agents that have forgotten, what ran there
         self._first = not links
         self._waiting = len(links)
@@ -21,6 +26,8 @@ class Restored:
         self._found: set[LaunchKey] = set()
         self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks = [asyncio.ensure_future(self._await(link)) for link in links]
+        if self._first:
+            caught_up.set()
 
     async def claimed(self, launcher: str) -> None:
         """Return when everything is known, and what `launcher` still asks for, too."""
@@ -38,7 +45,13 @@ class Restored:
         if self._first or number not in self._claims.get(launcher, {number}):
             return False
         self._found.add(key)
+        self.decided(key)
         return True
+
+    def decided(self, key: LaunchKey) -> None:
+        """A launch is found, or launched anew: a later spawner will find it, too."""
+        self._unknown.discard(key)
+        self._look()
 
     def may_come(self, key: LaunchKey) -> bool:
         """Whether a launch of an earlier spawner, not found yet, may still be asked for again."""
@@ -52,7 +65,9 @@ class Restored:
     def claim(self, launcher: str, numbers: set[int]) -> list[LaunchKey]:
         """These are all the launches that `launcher` has no outcome of; returns those found that it does not claim."""
         self._claims[launcher] = numbers
+        self._unknown |= {(launcher, number) for number in numbers} - self._found
         self._change()
+        self._look()
         unclaimed = [key for key in self._found if key[0] == launcher and key[1] not in numbers]
         self._found.difference_update(unclaimed)
         return unclaimed
@@ -60,6 +75,8 @@ class Restored:
     def settled(self, launcher: str, numbers: list[int]) -> None:
         """The launcher has the outcomes of these."""
         self._claims.get(launcher, set()).difference_update(numbers)
+        self._unknown.difference_update((launcher, number) for number in numbers)
+        self._look()
 
     async def _await(self, link: Link) -> None:
         await link.resolved.wait()
@@ -67,6 +84,15 @@ class Restored:
             self.lost.append(link.node)
         self._waiting -= 1
         self._change()
+        self._look()
+
+    def _look(self) -> None:
+        if self._first:
+            return
+        if self._claims and not self._waiting and not self._unknown:
+            self._caught_up.set()
+        else:
+            self._caught_up.clear()
 
     def _change(self) -> None:
         changed, self._changed = self._changed, asyncio.get_running_loop().create_future()

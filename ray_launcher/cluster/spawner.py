@@ -18,6 +18,7 @@ from ray_launcher.cluster.leases import Leases
 from ray_launcher.cluster.link import NEVER_STARTED, Link, Owner
 from ray_launcher.cluster.links import Links
 from ray_launcher.cluster.nodes import Node, fitting
+from ray_launcher.cluster.owed import Owed
 from ray_launcher.cluster.placing import Placer, PlacingError
 from ray_launcher.cluster.queries import Queries
 from ray_launcher.cluster.readiness import Readiness
@@ -42,10 +43,11 @@ class ClusterSpawner(Queries):
         self._ending = False
         again = ray.get_runtime_context().was_current_actor_reconstructed
         registry = Registry(session.name)
-        owner = Owner(session, runtime_env, registry.next_generation() if again else 0)
+        self._owed = Owed()
+        owner = Owner(session, runtime_env, self._owed, registry.next_generation() if again else 0)
         self._owner = owner
         self._links = Links(owner, self._news, registry.agents() if again else {})
-        self._restored = Restored(list(self._links.by_name.values()))
+        self._restored = Restored(list(self._links.by_name.values()), self._owed.caught_up)
         self._leases = Leases(session.name, again)
         self._readiness = Readiness()
         self._going: set[asyncio.Future[None]] = set()
@@ -94,7 +96,9 @@ class ClusterSpawner(Queries):
         """A launch, of which nothing is known; one of an earlier spawner may have ended with its node."""
         proc = self._roster.add(proc_id, self._token(key))
         lost = fitting(placement, self._restored.lost) if message.again else []
-        if lost:
+        if not lost:
+            self._restored.decided(key)
+        else:
             proc.sought = True
             if member is not None:
                 self._gangs.add(proc, key, member._replace(attempt=self._gangs.attempt(key)), again=True)
@@ -186,6 +190,7 @@ class ClusterSpawner(Queries):
     def on_settled(self, launcher: str, numbers: list[int]) -> None:
         """See `ProcSpawner.on_settled`: the reports of these need not be kept any longer."""
         self._restored.settled(launcher, numbers)
+        self._owed.settled(launcher, numbers)
         self._gangs.check()
         for number in numbers:
             key = launcher, number
