@@ -43,7 +43,7 @@ _CALLS = 4
 class LogStreams:
     """The streams of some procs, a few calls under way per node; iterate over it for the chunks.
 
-    locations: the spawner's answers to `locate`.  again(proc_id, token): the same for the attempt after that one.
+    locations: the spawner's answers to `locate`.  again(proc_id, attempt): the same for that attempt.
     connected: whether this process can still ask them.
     follow: until each proc has ended; otherwise what is there now.  tail: start at the last so many lines.
     A proc that never came to a node has no output, and neither has one whose node was lost from then on.
@@ -53,7 +53,7 @@ class LogStreams:
         self,
         session: str,
         locations: Mapping[str, ObjectRef[Any]],
-        again: Callable[[str, str], ObjectRef[Any]],
+        again: Callable[[str, int], ObjectRef[Any]],
         streams: tuple[str, ...],
         connected: Callable[[], bool],
         *,
@@ -67,7 +67,7 @@ class LogStreams:
         }  # under way, and what to do with the answers
         self._unread: dict[Any, _Files] = {}  # by agent: those that no call asks for
         self._reading: Counter[Any] = Counter()  # calls, by agent
-        self._restartable: Counter[tuple[str, str]] = Counter()  # (proc_id, token): its files that may grow
+        self._following: dict[str, tuple[int, int]] = {}  # by token: the next attempt, and files that are read before
 
     def __iter__(self) -> Iterator[LogChunk]:
         while self._calls:
@@ -80,12 +80,14 @@ class LogStreams:
             yield from chunks
 
     def _located(self, proc_id: str, tail: int | None, ref: ObjectRef[Any]) -> Iterable[LogChunk]:
-        agent, token, may_follow = _answer(ref) or (None, "", False)
-        if agent is None and may_follow and self._follow:  # that attempt never came to a node
-            self._ask_again(proc_id, token)
+        agent, token, following = _answer(ref) or (None, "", None)
+        if not self._follow:
+            following = None
+        if agent is None and following is not None:  # that attempt never came to a node, or its node is lost
+            self._ask_again(proc_id, following)
         elif agent is not None:
-            if may_follow and self._follow:
-                self._restartable[proc_id, token] = len(self._streams)
+            if following is not None:
+                self._following[token] = following, len(self._streams)
             names = {log_name(self._session, proc_id, token, stream): stream for stream in self._streams}
             files = {name: _File(proc_id, stream, token) for name, stream in names.items()}
             if tail is None:
@@ -132,14 +134,15 @@ class LogStreams:
 
     def _ended(self, proc_id: str, token: str) -> None:
         """One of its files is read to its end."""
-        if (proc_id, token) in self._restartable:
-            self._restartable[proc_id, token] -= 1
-            if not self._restartable[proc_id, token]:
-                del self._restartable[proc_id, token]
-                self._ask_again(proc_id, token)
+        if token in self._following:
+            following, files = self._following.pop(token)
+            if files > 1:
+                self._following[token] = following, files - 1
+            else:
+                self._ask_again(proc_id, following)
 
-    def _ask_again(self, proc_id: str, token: str) -> None:
-        self._calls[self._again(proc_id, token)] = partial(self._located, proc_id, None)
+    def _ask_again(self, proc_id: str, attempt: int) -> None:
+        self._calls[self._again(proc_id, attempt)] = partial(self._located, proc_id, None)
 
 
 def _answer(ref: ObjectRef[Any]) -> Any:

@@ -252,8 +252,8 @@ class RayProcLauncher(ActorProcLauncher):
     def _streams(
         self, locations: dict[str, ObjectRef[Any]], streams: tuple[str, ...], follow: bool, tail: int | None
     ) -> LogStreams:
-        def again(proc_id: str, token: str) -> ObjectRef[Any]:
-            return self._ask("locate", proc_id, True, token)
+        def again(proc_id: str, attempt: int) -> ObjectRef[Any]:
+            return self._ask("locate", proc_id, True, attempt)
 
         return LogStreams(self.session, locations, again, streams, self._connected, follow=follow, tail=tail)
 

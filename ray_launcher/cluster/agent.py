@@ -85,7 +85,7 @@ class Agent:
         self._generation = -1  # of the spawner that has joined us
         self._posting = asyncio.Lock()
         self._handed_on = 0  # the last call whose messages the supervisor has
-        self._feed = Feed()
+        self._feed = Feed(self._raylet_gone)
         self._pace = Pace()
         self._lease = 0.0  # until when, by `time.monotonic`
         self._leased = asyncio.Event()
@@ -118,7 +118,7 @@ class Agent:
             self._forgot = False
         self._handed_on = 0
         running, ended = list(self._keeper.running.values()), list(self._feed.kept.values())
-        return pickle.dumps(Inventory(self._feed.begin(), forgot, running, ended))
+        return pickle.dumps(Inventory(self._feed.begin(), forgot, running, ended, self._raylet_gone()))
 
     async def post(self, join: str, call: int, received: int, settled: list[int], messages: bytes) -> bytes:
         """Take a pickled list of messages on, in order; answers with a pickled `News`, or b"" if not joined so.

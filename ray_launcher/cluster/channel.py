@@ -23,10 +23,11 @@ class Channel:
     """Outlives agents: each that comes is joined first, then `resume`, `send_again` and `serve` follow.
 
     on_news(item): gets everything that the agent tells; something may be told anew after a join.
+    on_leaving(): called before that when the node is, see `News`.
     """
 
-    def __init__(self, on_news: Callable[[Started | Exit], None]) -> None:
-        self._on_news = on_news
+    def __init__(self, on_news: Callable[[Started | Exit], None], on_leaving: Callable[[], None]) -> None:
+        self._on_news, self._on_leaving = on_news, on_leaving
         self._join = ""
         self._calls = self._received = 0
         self._gaps: dict[int, int] = {}
@@ -127,6 +128,8 @@ class Channel:
 
     def _take(self, news: News) -> None:
         """Both calls bring news, and either answer may come first."""
+        if news.leaving:
+            self._on_leaving()
         for item in news.items:
             self._on_news(item)
         self._gaps[news.after] = news.upto

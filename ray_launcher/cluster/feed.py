@@ -20,9 +20,10 @@ HOLD = 0.003
 
 
 class Feed:
-    """One per agent; each join begins it anew."""
+    """One per agent; each join begins it anew. leaving: whether the node is, see `News`."""
 
-    def __init__(self) -> None:
+    def __init__(self, leaving: Callable[[], bool] = lambda: False) -> None:
+        self._leaving = leaving
         self.join = ""  # the last of the spawner's joins: what it said before is not heard
         self.kept: dict[int, Exit] = {}  # reports that nobody has acknowledged
         self._calls: dict[str, int] = {}  # the last call of each kind
@@ -99,7 +100,9 @@ class Feed:
     def tell(self) -> bytes:
         """A pickled `News`: all that has not been told yet."""
         after, self._told = self._told, self._numbered
-        return pickle.dumps(News(after, self._told, [item for number, item in self._news if number > after]))
+        return pickle.dumps(
+            News(after, self._told, [item for number, item in self._news if number > after], self._leaving())
+        )
 
     async def hold(self, launched: set[str]) -> None:
         """Wait a moment for the ends of these launches, if there are any; polls tell nothing meanwhile."""

@@ -12,8 +12,7 @@ import contextlib
 import dataclasses
 import pickle
 import uuid
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnschedulableError, RayError, RuntimeEnvSetupError
@@ -54,21 +53,33 @@ class Owner:
     generation: int = 0
 
 
+class Host(Protocol):
+    """Who has links."""
+
+    def on_news(self, link: Link, news: Started | Exit) -> None:
+        """Called with one `Exit` per launch, perhaps a `Started`; also of launches that are new to this spawner."""
+
+    def on_leaving(self, link: Link) -> None:
+        """Nothing can be started on the node any more."""
+
+    def on_lost(self, link: Link, joined: bool) -> None:
+        """Nothing of the node's procs is left, and all their ends have been told.
+
+        joined: whether the agent was ever there.
+        """
+
+
 class Link:
     """Starts the agent of `node`, or finds that of an earlier spawner, `name`, and talks to it.
 
     suspect: the node has been lost before.
-    on_news(link, news): gets one `Exit` per launch, perhaps a `Started`; also of launches that are new to this spawner.
-    on_lost(link, joined): nothing of the node's procs is left, and all their ends have been told; whether the agent was
-    ever there.
     """
 
     def __init__(
         self,
         owner: Owner,
         node: Node,
-        on_news: Callable[[Link, Started | Exit], None],
-        on_lost: Callable[[Link, bool], None],
+        host: Host,
         *,
         name: str | None = None,
         suspect: bool = False,
@@ -80,7 +91,7 @@ class Link:
         self.lost = False
         self.resolved = asyncio.Event()  # the agent has told what it knows, or is lost
         self._owner, self._session = owner, session
-        self._on_news, self._on_lost = on_news, on_lost
+        self._host = host
         self._registry = Registry(session.name)
         self._found = self._inherited = name is not None
         self._joined = self._restored = self._found  # there may be procs, and some of which we do not know
@@ -89,7 +100,7 @@ class Link:
         self._began = asyncio.get_running_loop().time()
         self._contact = Contact(self._registry, self.name, session.lease, self._found)
         self._why = "no contact"
-        self._channel = Channel(self._heard)
+        self._channel = Channel(self._heard, lambda: host.on_leaving(self))
         self._emptied: asyncio.Future[None] | None = None
         self._over = asyncio.Event()  # lost, or ended
         self.agent: Any = None
@@ -141,7 +152,7 @@ class Link:
     async def ask(self, method: str, *args: object) -> Any:
         """Call a method of the agent; None when it is lost, or the call is."""
         agent = await self.reachable()
-        if self.lost:
+        if self.lost or agent is None:
             return None
         over = asyncio.ensure_future(self._over.wait())
         answer = asyncio.ensure_future(getattr(agent, method).remote(*args))
@@ -154,7 +165,7 @@ class Link:
             over.cancel()
 
     async def reachable(self) -> Any:
-        """The agent's actor, once there is one."""
+        """The agent's actor, once there is one; None: it is lost, or on a node that Ray takes for dead."""
         await self._started.wait()
         return self.agent
 
@@ -167,7 +178,7 @@ class Link:
         if self._joined:  # else it has never had a proc, and may never come to be
             with contextlib.suppress(asyncio.TimeoutError):  # then its supervisor sees to the procs
                 await asyncio.wait_for(self.ask("end", grace), grace + GIVE_UP)
-                await asyncio.wait_for(self._last_answers(), LAST_ANSWERS)
+                await asyncio.wait_for(self._last_answers(), LAST_ANSWERS if self.agent is not None else BURIED)
         await self._hush()
         self._abandon("the session ended")
         await self._forget()
@@ -189,10 +200,10 @@ class Link:
     def _heard(self, item: Started | Exit) -> None:
         if isinstance(item, Started):
             self.launches.setdefault(item.token, item.note)
-            self._on_news(self, item)
+            self._host.on_news(self, item)
             return
         self.launches.pop(item.token, None)
-        self._on_news(self, item)
+        self._host.on_news(self, item)
         if self._emptied is not None and not self.launches and not self._emptied.done():
             self._emptied.set_result(None)
 
@@ -255,6 +266,8 @@ class Link:
             self._tasks.append(asyncio.ensure_future(self._recall(inventory.join)))
         self._restored = False
         self._channel.resume(inventory.join)
+        if inventory.leaving:
+            self._host.on_leaving(self)
         for end in inventory.ended:
             self._heard(end)
         for started in inventory.running:
@@ -290,7 +303,7 @@ class Link:
     async def _give_up(self, reason: str) -> None:
         lost = [pickle.loads(note).key for note in self.launches.values()]  # noqa: S301  # our own
         self._abandon(reason)
-        self._on_lost(self, self._joined)  # at once: nothing may be launched through a link that is lost
+        self._host.on_lost(self, self._joined)  # at once: nothing may be launched through a link that is lost
         if self._joined:  # a spawner that comes before they are settled must learn that the node was lost
             await self._contact.end()
             await self._owner.owed.until_settled(lost)

@@ -14,7 +14,7 @@ from ray_launcher.cluster.wire import Exit, Started
 class Links:
     """One link per node that launches have gone to.
 
-    on_news(link, news): see `Link`.  found: the nodes of the agents that an earlier spawner has left, by their names.
+    on_news(link, news): see `link.Host`.  found: the nodes of the agents that an earlier spawner has left, by name.
     """
 
     def __init__(
@@ -62,11 +62,20 @@ class Links:
         await asyncio.gather(*(link.end(grace) for link in list(self.by_name.values())))
 
     def _add(self, node: Node, *, name: str | None = None, suspect: bool = False) -> Link:
-        link = Link(self._owner, node, self._on_news, self._lost, name=name, suspect=suspect)
+        link = Link(self._owner, node, self, name=name, suspect=suspect)
         self.by_node[node.node_id] = self.by_name[link.name] = link
         return link
 
-    def _lost(self, link: Link, joined: bool) -> None:
+    def on_news(self, link: Link, news: Started | Exit) -> None:
+        """See `link.Host`."""
+        self._on_news(link, news)
+
+    def on_leaving(self, link: Link) -> None:
+        """See `link.Host`."""
+        self.nodes.lose(link.node.node_id, for_good=True)
+
+    def on_lost(self, link: Link, joined: bool) -> None:
+        """See `link.Host`."""
         node = link.node
         self.nodes.lose(node.node_id)
         self.by_name.pop(link.name, None)

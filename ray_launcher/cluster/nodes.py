@@ -51,6 +51,7 @@ class Nodes:
         self._fetch = fetch or living_nodes
         self._clock = clock
         self._nodes: dict[str, Node] = {}
+        self._gone: set[str] = set()
         self._fetched = float("-inf")
         self._fetching: asyncio.Task[None] | None = None
 
@@ -109,9 +110,14 @@ class Nodes:
             await asyncio.shield(self._refresh())
         return self._nodes.get(node_id)
 
-    def lose(self, node_id: str) -> None:
-        """The node did not answer: it is not chosen again before Ray has been asked whether it lives."""
+    def lose(self, node_id: str, *, for_good: bool = False) -> None:
+        """The node did not answer: it is not chosen again before Ray has been asked whether it lives.
+
+        for_good: its raylet has gone, whatever Ray knows of that; ids are not used again.
+        """
         self._nodes.pop(node_id, None)
+        if for_good:
+            self._gone.add(node_id)
 
     def suiting(self, placement: Placement) -> list[Node]:
         """Those of the list at hand to which a proc may go."""
@@ -126,7 +132,7 @@ class Nodes:
 
     async def _fetch_once(self) -> None:
         found = await asyncio.get_running_loop().run_in_executor(None, self._fetch)
-        self._nodes = {node.node_id: node for node in found}
+        self._nodes = {node.node_id: node for node in found if node.node_id not in self._gone}
         self._fetched = self._clock()
 
 

@@ -53,7 +53,7 @@ async def probe(ready_when: ReadyWhen, subject: Subject, offsets: list[int]) -> 
         elif ready_when.log is not None:
             ready, offsets = await loop.run_in_executor(None, _search, ready_when.log, subject.logs, offsets)
         else:
-            ready = await _succeeds(ready_when.exec, subject.pid)
+            ready = await _succeeds(ready_when.exec, subject)
         if ready:
             return "ready", offsets
         if loop.time() >= give_up:
@@ -88,9 +88,9 @@ def _search(pattern: str, logs: Sequence[Path], offsets: Sequence[int]) -> tuple
     return False, read
 
 
-async def _succeeds(command: Sequence[str], pid: int) -> bool:
+async def _succeeds(command: Sequence[str], subject: Subject) -> bool:
     try:
-        place = Path(f"/proc/{pid}")
+        place = Path(f"/proc/{subject.pid}")
         pairs = [pair.partition(b"=") for pair in (place / "environ").read_bytes().split(b"\0") if b"=" in pair]
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-S", "-c", _MORTAL, str(os.getpid()), *command),
@@ -103,11 +103,13 @@ async def _succeeds(command: Sequence[str], pid: int) -> bool:
         )
     except OSError:  # the proc is gone, or the node is short of something
         return False
+    waiting = asyncio.ensure_future(process.wait())
     try:
-        return await asyncio.wait_for(process.wait(), _EXEC) == 0
-    except asyncio.TimeoutError:
-        return False
+        give_up = asyncio.get_running_loop().time() + _EXEC
+        while not waiting.done() and subject.lives() and asyncio.get_running_loop().time() < give_up:
+            await asyncio.wait([waiting], timeout=_LOOK)
+        return waiting.done() and waiting.result() == 0
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+        await waiting

@@ -10,8 +10,8 @@ from ray_launcher.cluster.gangs import Gangs
 from ray_launcher.cluster.link import Owner
 from ray_launcher.cluster.links import Links
 from ray_launcher.cluster.restored import Restored
-from ray_launcher.cluster.roster import Roster
-from ray_launcher.cluster.wire import Signal
+from ray_launcher.cluster.roster import Proc, Roster
+from ray_launcher.cluster.wire import Signal, token_of
 from ray_launcher.desk import LaunchKey
 from ray_launcher.errors import UnknownProcError
 from ray_launcher.exits import ExitReport, decode_exit
@@ -29,27 +29,39 @@ class Queries(ProcSpawner):
     _gangs: Gangs
 
     async def locate(
-        self, launcher: str, number: int, proc_id: str, wait: bool, after: str = ""
-    ) -> tuple[Any, str, bool] | None:
-        """(the agent of its node, its token, whether another attempt may follow), once that agent has heard of it.
+        self, launcher: str, number: int, proc_id: str, wait: bool, attempt: int | None = None
+    ) -> tuple[Any, str, int | None] | None:
+        """(the agent of its node, its token, the number of a next attempt), once that agent has heard of it.
 
-        None: unknown. The agent is None for a proc that never came to a node, or not yet. wait: for that, or its end.
-        after: the token of an attempt: wait for the next one; None if there is none.
+        None: unknown, or there is no such attempt. The agent is None for a proc that never came to a node, or not yet.
+        wait: for that, or its end.  attempt: which one, that may be yet to come; None: the one that is under way. The
+        number is None where no other attempt can follow.
         """
         await self.in_turn(launcher, number)
         await self._restored.until(lambda: self._roster.find(proc_id) is not None)
         proc = self._roster.find(proc_id)
-        while proc is not None and proc.token == after:
+        while proc is not None and attempt is not None and proc.attempt < attempt:
             proc = await proc.after()
         if proc is None:
             return None
+        if attempt is None:
+            attempt = proc.attempt - bool(proc.link is None and proc.earlier and not wait)  # it waits to be restarted
+        if attempt < proc.attempt:
+            return await self._locate_earlier(proc, attempt)
         if wait and not proc.end.done():
             placing = asyncio.ensure_future(proc.placed.wait())
             await asyncio.wait((placing, proc.end), return_when=asyncio.FIRST_COMPLETED)
             placing.cancel()
         if proc.link is not None and not proc.end.done():
             await proc.link.all_arrived()
-        return await self._links.agent_of(proc.link), proc.token, proc.may_follow
+        return await self._links.agent_of(proc.link), proc.token, attempt + 1 if proc.may_follow else None
+
+    async def _locate_earlier(self, proc: Proc, attempt: int) -> tuple[Any, str, int]:
+        """Of an attempt that is over; the oldest are forgotten."""
+        known = dict(zip(range(proc.attempt - len(proc.earlier), proc.attempt), proc.earlier, strict=True))
+        link = self._links.by_node.get(known[attempt].node_id or "") if attempt in known else None
+        token = token_of(proc.key, attempt) if proc.key is not None else ""
+        return await self._links.agent_of(link), token, attempt + 1
 
     async def infos(self, launcher: str, number: int) -> list[ProcInfo]:
         """What is known of every proc, those that ended lately included."""
@@ -99,7 +111,8 @@ class Queries(ProcSpawner):
 
     async def agents(self) -> dict[str, dict[str, Any]]:
         """Facts about the agents, by node id: for diagnostics."""
-        return {node_id: await (await link.reachable()).info.remote() for node_id, link in self._links.by_node.items()}
+        reached = {node_id: await link.reachable() for node_id, link in self._links.by_node.items()}
+        return {node_id: await agent.info.remote() for node_id, agent in reached.items() if agent is not None}
 
     async def facts(self) -> dict[str, Any]:
         """Facts about the spawner itself: for diagnostics."""

@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 
 from ray_launcher.cluster.link import Link
 from ray_launcher.cluster.wire import Started
+from ray_launcher.desk import LaunchKey
 from ray_launcher.exits import ExitReport, ProcExitResult, decode_exit
 from ray_launcher.info import Attempt, ProcInfo, ProcState
 from ray_launcher.ranks import Member
@@ -37,6 +38,7 @@ class Proc:
     waits_for: str | None = None
     member: Member | None = None
     sought: bool = False  # somebody sees to its node
+    key: LaunchKey | None = None  # of a member
     earlier: tuple[Attempt, ...] = ()
     following: asyncio.Future[Proc | None] | None = None
     ready_when: ReadyWhen | None = None  # if that is to be found out
@@ -67,6 +69,11 @@ class Proc:
         """It has ended, and this attempt follows, or none."""
         if self.following is not None:
             self.following.set_result(another)
+
+    @property
+    def attempt(self) -> int:
+        """How often its launch has been restarted."""
+        return 0 if self.member is None else self.member.attempt
 
     @property
     def may_follow(self) -> bool:
@@ -101,7 +108,7 @@ class Proc:
             result=self._result(),
             gang_id=None if member is None else member.shape.gang_id,
             rank=None if member is None else member.rank,
-            restarts=0 if self.member is None else self.member.attempt,
+            restarts=self.attempt,
             ready=self.ready.is_set() and not self.end.done(),
             waits_for=self.waits_for,
             attempts=self.earlier,

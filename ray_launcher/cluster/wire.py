@@ -107,20 +107,26 @@ class Inventory(NamedTuple):
     """All that an agent knows: what runs, and the ends that nobody has acknowledged.
 
     join: names the join that this answers.  forgot: launches may have run there of which nothing is known any more.
+    leaving: see `News`.
     """
 
     join: str
     forgot: bool
     running: list[Started]
     ended: list[Exit]
+    leaving: bool = False
 
 
 class News(NamedTuple):
-    """What has happened on a node: all news behind number `after`, up to number `upto`."""
+    """What has happened on a node: all news behind number `after`, up to number `upto`.
+
+    leaving: the node's raylet has gone, and nothing can be started there any more.
+    """
 
     after: int
     upto: int
     items: list[Started | Exit]
+    leaving: bool = False
 
 
 def token_of(key: LaunchKey, attempt: int = 0) -> str:

@@ -22,7 +22,8 @@ SERVER = """if True:
     import pathlib, socket, sys, time
     while not pathlib.Path(sys.argv[2]).exists():
         time.sleep(0.01)
-    server = socket.create_server((sys.argv[1], int(sys.argv[3])))
+    family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+    server = socket.create_server((sys.argv[1], int(sys.argv[3])), family=family)
     time.sleep(9999)
 """
 
@@ -44,6 +45,7 @@ def free_port() -> int:
 
 def looked(launcher: RayProcLauncher, proc_id: str) -> None:
     """Return when it runs and has been found not to be ready."""
+    until(lambda: {info.proc_id: info.pid for info in launcher.procs()}[proc_id], "it runs", DEADLINE)
     with pytest.raises(TimeoutError, match="not ready after 1 s"):
         launcher.wait_ready(proc_id, timeout=1)
 

@@ -84,7 +84,7 @@ def test_what_is_killed_by_others_is_started_again(shared: RayProcLauncher, star
 
 def test_a_program_that_cannot_be_started_is_not_tried_again(shared: RayProcLauncher) -> None:
     proc = shared.launch(name(), LaunchOptions(program="/no/such/program", max_restarts=3, restart_delay=300))
-    assert ended(proc.exit_port).returncode == 127
+    assert ended(proc.exit_port).kind == Failed("/no/such/program: program not found on the node")
 
 
 def test_one_that_waits_for_its_restart_says_why(shared: RayProcLauncher, starts: Path) -> None:
@@ -112,14 +112,20 @@ def test_nothing_is_held_between_two_attempts(shared: RayProcLauncher, starts: P
 
 
 def test_earlier_attempts_are_remembered(shared: RayProcLauncher, starts: Path) -> None:
-    opts = counted(starts, "echo $$ >&2; exit $((2 - $RAY_LAUNCHER_RESTART_COUNT))", max_restarts=2)
+    opts = counted(starts, "seq 20 >&2; exit $((2 - $RAY_LAUNCHER_RESTART_COUNT))", max_restarts=2)
     proc = shared.launch(name(), opts)
     assert ended(proc.exit_port).ok
     info = info_of(shared, proc.proc_id)
     assert info.restarts == 2
     assert [attempt.result.kind for attempt in info.attempts] == [Exited(2), Exited(1)]
-    assert [attempt.result.stderr_tail for attempt in info.attempts] == [[str(each.pid)] for each in info.attempts]
-    assert all(each.started_at and each.exited_at and each.node_id for each in info.attempts)
+    assert [attempt.result.stderr_tail for attempt in info.attempts] == [list(map(str, range(11, 21)))] * 2
+    assert all(attempt.exited_at and attempt.node_id for attempt in info.attempts)
+
+
+def test_the_last_output_can_be_read_while_a_restart_is_waited_for(shared: RayProcLauncher, starts: Path) -> None:
+    proc = shared.launch(name(), counted(starts, "echo out of luck; exit 1", max_restarts=1, restart_delay=200))
+    waits(shared, proc.proc_id)
+    assert list(shared.logs(proc.proc_id)) == ["out of luck"]
 
 
 def test_a_follower_sees_every_attempt(shared: RayProcLauncher, starts: Path) -> None:
