@@ -18,8 +18,8 @@ from ray_launcher.cluster.registry import Registry
 RENEWALS = 6
 #: Seconds after the time of a renewal at which it is overdue.
 _LATE = 1.0
-#: Seconds between two notes.
-_EVERY = 1.0
+#: Seconds between two notes, and at least between two looks.
+_EVERY, _LOOK = 1.0, 0.1
 
 
 class Contact:
@@ -57,7 +57,7 @@ class Contact:
         """Note its silence while there is any; never returns."""
         overdue = self._lease / RENEWALS + _LATE
         while True:
-            await asyncio.sleep(_EVERY if self.silence >= overdue else overdue - self.silence)
+            await asyncio.sleep(_EVERY if self.silence >= overdue else max(overdue - self.silence, _LOOK))
             async with self._noting:
                 if self.silence >= overdue:
                     await self._note(self.silence)

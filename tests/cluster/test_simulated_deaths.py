@@ -15,10 +15,14 @@ from ray_launcher import Exited, ExitPort, Failed, ProcExitResult, Signaled
 
 #: Seconds, in the simulation, after which a port that is open is open for ever.
 _PATIENCE = 120.0
-_NEVER_STARTED = ("already running", "on request", "no supervisor on the node")
+_NEVER_STARTED = (
+    *("already running", "on request", "no supervisor on the node"),
+    *("was lost before the launch came there", "was lost before the gang came there", "did not start"),
+)
 #: Said of launches on their way when spawner and agent die, before there is a supervisor or with it.
 _OR_NOWHERE = "the proc ran there, or nowhere"
 _LOST = "the node's supervisor was lost, and the proc with it"
+_LOST_NODE = "was lost: out of contact"
 
 
 class Scenario:
@@ -71,7 +75,7 @@ class Scenario:
 
     async def _nothing_is_kept(self) -> None:
         """The ids are free again, and the last words of everybody have been heard."""
-        await asyncio.sleep(20)  # nobody is dying any more
+        await asyncio.sleep(40)  # nobody is dying any more, and who is lost is known to be
         for proc_id in sorted({*self._ids.values(), "one more"}):
             _, port = self.world.launch(proc_id, 0.0, 3)
             _ = port.ref
@@ -117,6 +121,8 @@ class Scenario:
 
     def _strike(self) -> None:
         struck = [victim for victim in self._victims if self._chance.random() < 0.6]
+        if "node" in struck:
+            self.world.lose_node(self._chance.randrange(2))
         if "spawner" in struck:
             self.world.spawner.sigkill()
         for agent in self.world.agents.values():
@@ -141,7 +147,7 @@ def _is_true(result: ProcExitResult, ends: list[bytes], *, restartable: bool) ->
     if isinstance(kind, Signaled):
         return ends[-1:] == [b"signaled %d" % kind.signal]
     assert isinstance(kind, Failed)
-    if kind.reason == _LOST or kind.reason.endswith(_OR_NOWHERE):
+    if kind.reason == _LOST or kind.reason.endswith(_OR_NOWHERE) or _LOST_NODE in kind.reason:
         return all(end for end in ends)  # whatever it was, it is over
     never = all(ends) if restartable else not ends
     return never and any(words in kind.reason for words in _NEVER_STARTED)
@@ -169,11 +175,12 @@ def _cases(first: int, count: int, victims: str) -> None:
         _run(seed, deaths=seed % 6, victims=victims, trouble=trouble, slow=slow)
 
 
+_NODES = ["node", "node spawner", "node spawner agent supervisor"]
 _PAIRS = ["spawner agent", "spawner supervisor", "agent supervisor"]
 _ALL = "spawner agent supervisor"
 
 
-@pytest.mark.parametrize("victims", ["", "spawner", "agent", "supervisor", *_PAIRS, _ALL])
+@pytest.mark.parametrize("victims", ["", "spawner", "agent", "supervisor", *_PAIRS, _ALL, *_NODES])
 def test_outcomes_are_told_once_and_are_true(victims: str) -> None:
     _cases(0, 30, victims)
 
@@ -181,6 +188,6 @@ def test_outcomes_are_told_once_and_are_true(victims: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("part", range(5))
-@pytest.mark.parametrize("victims", [*_PAIRS, _ALL])
+@pytest.mark.parametrize("victims", [*_PAIRS, _ALL, *_NODES[1:]])
 def test_outcomes_are_told_once_and_are_true_in_ten_thousand_cases(victims: str, part: int) -> None:
     _cases(1000 * (part + 1), 500, victims)

@@ -64,6 +64,7 @@ class World:
         self.supervisors: dict[Path, Supervisor] = {}
         self.orphans: list[Proc] = []  # their supervisor and its guard were killed
         self.agents: dict[str, Actor] = {}
+        self.down: set[str] = set()  # ids of nodes that are lost
         self.registry: dict[str, Node] = {}
         self.silences: dict[str, float] = {}
         self.leases: dict[str, _Lease] = {}
@@ -161,7 +162,7 @@ class World:
             raylet_environ=lambda _: {},
             base_environ=lambda *_: {},
             Registry=registry,
-            is_alive=lambda _: True,
+            is_alive=lambda node: node.node_id not in self.down,
             return_all=lambda _, spared: None if spared else self.leases.clear(),
             masks=lambda _: {},
             _watched=lambda _: lambda: False,
@@ -172,7 +173,7 @@ class World:
             chain + "link",
             ray=self._ray,
             Registry=registry,
-            is_alive=lambda _: True,
+            is_alive=lambda node: node.node_id not in self.down,
             find_agent=self._find_agent,
             start_agent=self._start_agent,
         )
@@ -211,10 +212,12 @@ class World:
         self._again = again
         return self._agent_module.Agent(session, name, self.spawner)
 
-    def _start_agent(self, session: SessionInfo, _env: object, _node: Node, name: str, again: bool) -> Actor:
+    def _start_agent(self, session: SessionInfo, _env: object, node: Node, name: str, again: bool) -> Actor:
         if name not in self.agents:
             make = functools.partial(self._make_agent, session, name)
             self.agents[name] = outside(lambda: Actor(name, make, self.chance, trouble=self._trouble))
+        if node.node_id in self.down:
+            self.agents[name].kill()
         return self.agents[name]
 
     def _find_agent(self, name: str) -> Actor | None:
@@ -222,6 +225,18 @@ class World:
         return None if actor is None or actor.gone else actor
 
     # -- nodes ----------------------------------------------------------------------------------------------------
+
+    def lose_node(self, index: int) -> None:
+        """With all that is on it; another comes in its place."""
+        lost = self.nodes[index]
+        self.down.add(lost.node_id)
+        for name, agent in self.agents.items():
+            if name.startswith(f"sim-{lost.node_id}-"):
+                agent.kill()
+        for directory, supervisor in self.supervisors.items():
+            if directory.name.startswith(f"sim-{lost.node_id}-"):
+                supervisor.kill(guarded=True)
+        self.nodes[index] = Node(f"node-{len(self.down) + 1}", "10.0.0.1", {}, 2.0)
 
     def _start_supervisor(self, directory: Path) -> None:
         self.loop._clock.now += self.chance.random() * 0.001
