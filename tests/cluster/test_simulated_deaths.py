@@ -6,18 +6,20 @@ import asyncio
 import collections
 import contextlib
 import random
+from collections.abc import Awaitable, Callable
 
 import pytest
 from sim_chain import World
 from sim_loop import SimLoop
 
-from ray_launcher import Exited, ExitPort, Failed, ProcExitResult, Signaled
+from ray_launcher import Exited, ExitPort, Failed, Placement, ProcExitResult, Signaled
 
 #: Seconds, in the simulation, after which a port that is open is open for ever.
 _PATIENCE = 120.0
 _NEVER_STARTED = (
     *("already running", "on request", "no supervisor on the node"),
     *("was lost before the launch came there", "was lost before the gang came there", "did not start"),
+    "no living node has the id",
 )
 #: Said of launches on their way when spawner and agent die, before there is a supervisor or with it.
 _OR_NOWHERE = "the proc ran there, or nowhere"
@@ -154,10 +156,17 @@ def _is_true(result: ProcExitResult, ends: list[bytes], *, restartable: bool) ->
 
 
 def _run(seed: int, *, deaths: int, victims: str, trouble: float = 0.0, slow: float = 0.001) -> None:
-    async def run() -> None:
-        scenario = Scenario(World(loop, seed, trouble), seed, victims)
+    async def plot(world: World) -> None:
+        scenario = Scenario(world, seed, victims)
         await scenario.play(deaths)
         await scenario.check()
+
+    _play(plot, seed, trouble, slow)
+
+
+def _play(plot: Callable[[World], Awaitable[None]], seed: int = 0, trouble: float = 0.0, slow: float = 0.001) -> None:
+    async def run() -> None:
+        await plot(World(loop, seed, trouble))
 
     loop = SimLoop(slow)
     try:
@@ -183,6 +192,59 @@ _ALL = "spawner agent supervisor"
 @pytest.mark.parametrize("victims", ["", "spawner", "agent", "supervisor", *_PAIRS, _ALL, *_NODES])
 def test_outcomes_are_told_once_and_are_true(victims: str) -> None:
     _cases(0, 30, victims)
+
+
+async def _until(what: Callable[[], object]) -> None:
+    while not what():  # noqa: ASYNC110  # in simulated time
+        await asyncio.sleep(0.001)
+
+
+async def _told(port: ExitPort) -> ProcExitResult:
+    return await asyncio.wait_for(asyncio.wrap_future(port._future()), _PATIENCE)
+
+
+def test_what_an_agent_forgot_is_not_started_again_by_any_later_spawner() -> None:
+    async def plot(world: World) -> None:
+        first, second = (Placement(node_id=node.node_id) for node in world.nodes)
+        for placement in (first, second):
+            await _told(world.launch("warm", 0.0, placement=placement)[1])
+        number, port = world.launch("once", 0.5, placement=first)
+        await _until(lambda: ("launcher", number) in world.starts)
+        world.spawner.sigkill()
+        [agent] = world.agents_on(world.nodes[0])
+        agent.sigkill()  # and with it goes the last who knows
+        world.kill_supervisors(world.nodes[0])
+        world.lose_node(1)  # for which the next spawner waits before it decides anything
+        await asyncio.sleep(3)
+        agent.sigkill()
+        await asyncio.sleep(3)
+        world.spawner.sigkill()
+        assert isinstance((await _told(port)).kind, Failed)
+        assert len(world.starts["launcher", number]) == 1
+
+    _play(plot)
+
+
+def test_what_ran_on_a_lost_node_is_not_started_again_by_the_next_spawner() -> None:
+    async def plot(world: World) -> None:
+        launched = [world.launch(f"proc {index}", None, placement=Placement()) for index in range(4)]
+        await _until(lambda: len(world.starts) == len(launched))
+        links = world.spawner.instance._links.by_node
+        lost = links[world.nodes[1].node_id]
+        world.lose_node(1)
+        world.spawner.lag = 0.1
+        await _until(lambda: lost.lost)
+        await asyncio.sleep(0.05)
+        world.spawner.sigkill()  # before anybody has heard of it
+        world.spawner.lag = 0.0
+        await asyncio.sleep(40)
+        assert {len(ends) for ends in world.starts.values()} == {1}
+        for number, _ in launched:
+            world.request(f"proc {number}", number, None)
+        kinds = [type((await _told(port)).kind) for _, port in launched]
+        assert sorted(kinds, key=str) == [Failed, Failed, Signaled, Signaled]
+
+    _play(plot)
 
 
 @pytest.mark.slow

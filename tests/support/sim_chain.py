@@ -78,18 +78,28 @@ class World:
         self.mail: Any = mail(self.spawner, "launcher")
 
     def launch(
-        self, proc_id: str, lifetime: float | None, code: int = 0, max_restarts: int = 0
+        self,
+        proc_id: str,
+        lifetime: float | None,
+        code: int = 0,
+        max_restarts: int = 0,
+        placement: Placement | None = None,
     ) -> tuple[int, ExitPort]:
-        """A proc that ends by itself after `lifetime` seconds; None: never."""
+        """A proc that ends by itself after `lifetime` seconds; None: never. placement: None for one at random."""
         opts = LaunchOptions(
             program="any",
             args=[repr(lifetime), str(code)],
-            placement=Placement(num_cpus=self.chance.choice([0, 0, 1, 2])),
+            placement=placement or self._placement(),
             max_restarts=max_restarts,
             restart_delay=self.chance.choice([0.0, 0.5]),
         )
         [(number, port)] = self.mail.launch([pickle.dumps((proc_id, opts))])
         return number, port
+
+    def _placement(self) -> Placement:
+        if self.chance.random() < 0.3:
+            return Placement(node_id=self.chance.choice(self.nodes).node_id)
+        return Placement(num_cpus=self.chance.choice([0, 0, 1, 2]))
 
     def launch_gang(
         self, gang_id: str, lifetimes: list[float | None], codes: list[int], max_restarts: int
@@ -226,16 +236,22 @@ class World:
 
     # -- nodes ----------------------------------------------------------------------------------------------------
 
+    def agents_on(self, node: Node) -> list[Actor]:
+        return [agent for name, agent in self.agents.items() if name.startswith(f"sim-{node.node_id}-")]
+
+    def kill_supervisors(self, node: Node) -> None:
+        """With all that they have."""
+        for directory, supervisor in self.supervisors.items():
+            if directory.name.startswith(f"sim-{node.node_id}-"):
+                supervisor.kill(guarded=True)
+
     def lose_node(self, index: int) -> None:
         """With all that is on it; another comes in its place."""
         lost = self.nodes[index]
         self.down.add(lost.node_id)
-        for name, agent in self.agents.items():
-            if name.startswith(f"sim-{lost.node_id}-"):
-                agent.kill()
-        for directory, supervisor in self.supervisors.items():
-            if directory.name.startswith(f"sim-{lost.node_id}-"):
-                supervisor.kill(guarded=True)
+        for agent in self.agents_on(lost):
+            agent.kill()
+        self.kill_supervisors(lost)
         self.nodes[index] = Node(f"node-{len(self.down) + 1}", "10.0.0.1", {}, 2.0)
 
     def _start_supervisor(self, directory: Path) -> None:

@@ -149,6 +149,7 @@ class Actor:
         self.process: Process | None = None
         self.instance: Any = None
         self.gone = False
+        self.lag = 0.0  # seconds that answers take besides, and are lost when the process dies meanwhile
         self._up = asyncio.Event()
         asyncio.get_running_loop().call_soon(self._start, False)
 
@@ -205,6 +206,8 @@ class Actor:
             await asyncio.wait((task, process.died), timeout=patience, return_when=asyncio.FIRST_COMPLETED)
             if not task.done() or patience is not None:
                 continue  # it has died, or the connection broke: Ray asks again
+            if self.lag and (await asyncio.wait([process.died], timeout=self.lag))[0]:
+                continue
             await asyncio.sleep(self._delay(0.02))
             return task.result()
 
