@@ -9,14 +9,19 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from ray_launcher.errors import ProcLauncherError
-from ray_launcher.exits import ProcExitResult
+from ray_launcher.exits import Failed, ProcExitResult
 from ray_launcher.launcher import LaunchResult
 from ray_launcher.options import check_timeout
+from ray_launcher.ranks import NOT_NEEDED
 
 
 @dataclasses.dataclass(frozen=True)
 class GangResult:
-    """How a gang ended. results: by rank.  cause: the rank that failed first, by time; None if none did."""
+    """How a gang ended.
+
+    results: by rank, of those that were needed in the end.  cause: the rank that failed first, by time; None if none
+    did.
+    """
 
     results: Sequence[ProcExitResult]
     cause: int | None = None
@@ -33,6 +38,11 @@ class GangResult:
         if self.cause is None:
             return f"{failed} of {len(self.results)} ranks failed"
         return f"rank {self.cause} of {len(self.results)} {self.results[self.cause]}"
+
+
+def is_spare(result: ProcExitResult) -> bool:
+    """Whether a rank of a gang of a flexible size was not needed in the end."""
+    return isinstance(result.kind, Failed) and result.kind.reason.startswith(NOT_NEEDED)
 
 
 class Gang:
@@ -65,7 +75,8 @@ class Gang:
                 results.append(rank.exit_port.wait(left))
             except TimeoutError:
                 raise TimeoutError(f"gang {self.gang_id!r} had not ended after {timeout} s") from None
-        return GangResult(results, self._cause(results))
+        needed = [result for result in results if not is_spare(result)]
+        return GangResult(needed, self._cause(needed))
 
     def terminate(self, timeout: float) -> None:
         """Request SIGTERM for every rank, and SIGKILL `timeout` seconds later. See `ProcLauncher.terminate`."""
@@ -88,5 +99,5 @@ class Gang:
         return next(iter([*self._heard, *failed]), None)
 
     def _hear(self, rank: int, result: ProcExitResult) -> None:
-        if not result.ok:
+        if not result.ok and not is_spare(result):
             self._heard.append(rank)

@@ -31,7 +31,7 @@ class Plan:
 def plan_gang(  # noqa: PLR0913, PLR0917  # one argument per one of launch_gang's
     gang_id: str,
     opts: LaunchOptions | Callable[[int], LaunchOptions],
-    nnodes: int,
+    nnodes: int | tuple[int, int],
     nproc_per_node: int | Literal["gpu", "cpu"],
     strategy: Strategy,
     fail_fast: bool,
@@ -47,7 +47,7 @@ def plan_gang(  # noqa: PLR0913, PLR0917  # one argument per one of launch_gang'
     grace = check_timeout("grace", grace)
     max_restarts = checks.count("max_restarts", max_restarts)
     restart_delay = check_restart_delay("restart_delay", restart_delay)
-    nnodes = _count("nnodes", nnodes)
+    min_nodes, nnodes = _range_of(nnodes)
     change: dict[str, Any] = {}
     if isinstance(nproc_per_node, str):
         first = _options_of(opts, 0)
@@ -56,7 +56,18 @@ def plan_gang(  # noqa: PLR0913, PLR0917  # one argument per one of launch_gang'
         nproc = _count("nproc_per_node", nproc_per_node)
     if nnodes * nproc > _MOST:
         raise ValueError(f"nnodes x nproc_per_node is {nnodes * nproc} ranks; at most {_MOST:,} are supported")
-    shape = Shape(uuid.uuid4().hex, gang_id, nnodes, nproc, strategy, fail_fast, grace, max_restarts, restart_delay)
+    shape = Shape(
+        uid=uuid.uuid4().hex,
+        gang_id=gang_id,
+        nnodes=nnodes,
+        nproc=nproc,
+        strategy=strategy,
+        fail_fast=fail_fast,
+        grace=grace,
+        max_restarts=max_restarts,
+        restart_delay=restart_delay,
+        min_nodes=min_nodes,
+    )
     ranks = [_options_of(opts, rank) for rank in range(shape.size)]
     ours = gang_env(gang_id, 0, nnodes=nnodes, nproc_per_node=nproc)
     for rank, each in enumerate(ranks):
@@ -83,6 +94,18 @@ def _options_of(opts: object, rank: int) -> LaunchOptions:
         what = f"opts({rank})" if callable(opts) else "opts"
         raise TypeError(f"{what} must be a LaunchOptions, not {type(made).__name__}")
     return made
+
+
+def _range_of(nnodes: object) -> tuple[int, int]:
+    """(0, n) for a number."""
+    if not isinstance(nnodes, tuple):
+        return 0, _count("nnodes", nnodes)
+    if len(nnodes) != 2:
+        raise ValueError(f"nnodes must be a number or (fewest, most), not {nnodes!r}")
+    fewest, most = _count("nnodes[0]", nnodes[0]), _count("nnodes[1]", nnodes[1])
+    if fewest > most:
+        raise ValueError(f"nnodes must be (fewest, most), not {nnodes!r}")
+    return fewest, most
 
 
 def _count(name: str, value: object) -> int:

@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
+#: Begins the reason of a rank that had no part in the last attempt of a gang of a flexible size.
+NOT_NEEDED = "not needed: "
 Strategy: TypeAlias = Literal["SPREAD", "PACK", "STRICT_PACK", "STRICT_SPREAD"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
 
@@ -19,6 +21,7 @@ class Shape:
     """One gang. uid: its own for ever; gang_id: its name.  grace: seconds from TERM to KILL after the first failure.
 
     strategy: Ray's word for how "nodes", the groups of nproc ranks, are put on the nodes of the cluster.
+    min_nodes: with how few "nodes" it makes do; 0: with no fewer than nnodes.
     max_restarts, restart_delay: see `RayProcLauncher.launch_gang`.  solo: no gang, but one proc that may be restarted.
     """
 
@@ -32,6 +35,7 @@ class Shape:
     max_restarts: int = 0
     restart_delay: float = 10.0
     solo: bool = False
+    min_nodes: int = 0
 
     @property
     def size(self) -> int:

@@ -125,7 +125,7 @@ class RayProcLauncher(ActorProcLauncher):
         gang_id: str,
         opts: LaunchOptions | Callable[[int], LaunchOptions],
         *,
-        nnodes: int = 1,
+        nnodes: int | tuple[int, int] = 1,
         nproc_per_node: int | Literal["gpu", "cpu"] = 1,
         strategy: Strategy = "SPREAD",
         fail_fast: bool = True,
@@ -135,6 +135,9 @@ class RayProcLauncher(ActorProcLauncher):
     ) -> Gang:
         """Launch `nnodes` x `nproc_per_node` procs that get their places all at once, or wait for them.
 
+        nnodes: (fewest, most) for as many as there is room for whenever it is started; it waits for the fewest. The
+        highest ranks may then have no part in it: their ports resolve at its end as `Failed`, "not needed: ...", and
+        `GangResult` leaves them out.
         opts: of every rank, or a function of the rank; its `placement` is per rank, and the same for all.
         nproc_per_node: "gpu" or "cpu" for as many as the smallest node that suits has; each then holds one.
         strategy: how groups of `nproc_per_node` ranks are put on nodes: Ray's words for placement groups.

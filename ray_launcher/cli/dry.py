@@ -40,6 +40,8 @@ def plan(job: Several | AGang) -> Iterator[str]:
 
 def _head(name: str, shape: Shape) -> str:
     nodes = _count(shape.nnodes, "node")
+    if shape.min_nodes is not None:
+        nodes = f"{shape.min_nodes} to {nodes}"
     end = "the first failure ends the others" if shape.fail_fast else "when one fails, the others run on"
     if shape.max_restarts:
         end += f"; then all are started again, up to {shape.max_restarts} times"

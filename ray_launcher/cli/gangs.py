@@ -21,7 +21,10 @@ _WAYS = {"nprocs": "-n", "job": "-j", "nnodes": "--nnodes", "nproc_per_node": "-
 
 @dataclass(frozen=True)
 class Shape:
-    """A gang: groups ("nodes") of procs. nproc: of a group; "gpu" or "cpu" for as many as the smallest node has."""
+    """A gang: groups ("nodes") of procs. nproc: of a group; "gpu" or "cpu" for as many as the smallest node has.
+
+    min_nodes: with how few it makes do, if not with nnodes only.
+    """
 
     nnodes: int
     nproc: _PerNode
@@ -29,6 +32,7 @@ class Shape:
     fail_fast: bool = True
     max_restarts: int = 0
     restart_delay: float = 10
+    min_nodes: int | None = None
 
 
 def _per_node(value: str) -> _PerNode:
@@ -38,6 +42,15 @@ def _per_node(value: str) -> _PerNode:
     if not re.fullmatch("[1-9][0-9]{0,5}", value):
         raise click.BadParameter(f"{value!r} is not a number of procs; write 1 or more, or gpu, or cpu")
     return int(value)
+
+
+def _nodes(value: str) -> tuple[int | None, int]:
+    """(the fewest, the most)."""
+    found = re.fullmatch("([1-9][0-9]{0,5})(?::([1-9][0-9]{0,5}))?", value)
+    fewest, most = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+    if found is None or fewest > most:
+        raise click.BadParameter(f"{value!r} is no number of nodes; write 1 or more, or FEWEST:MOST, as in 2:4")
+    return (fewest if found[2] else None), most
 
 
 def _job(value: str) -> tuple[int, _PerNode]:
@@ -57,7 +70,10 @@ _OPTIONS = (
         help="Start a gang instead: N nodes with M procs each. M may be gpu or cpu, for as many as each node has.",
     ),
     click.option(
-        "--nnodes", type=click.IntRange(min=1), metavar="N", help="The same in torchrun's words.  [default: 1]"
+        "--nnodes",
+        type=_nodes,
+        metavar="N",
+        help="The same in torchrun's words; FEWEST:MOST for as many as there is room for.  [default: 1]",
     ),
     click.option(
         "--nproc-per-node", type=_per_node, metavar="M", help="With --nnodes: a number, gpu or cpu.  [default: 1]"
@@ -91,7 +107,9 @@ def shape_of(options: Mapping[str, Any]) -> Shape | None:
             if options[name]:
                 raise click.UsageError(f"{option} is for a gang; give -j NxM, or --nnodes, instead of -n")
         return None
-    nnodes, nproc = options["job"] or (options["nnodes"] or 1, options["nproc_per_node"] or 1)
+    fewest, most = options["nnodes"] or (None, 1)
+    nnodes, nproc = options["job"] or (most, options["nproc_per_node"] or 1)
     if isinstance(nproc, int) and nnodes * nproc > _MOST:
         raise click.UsageError(f"{nnodes} x {nproc} are {nnodes * nproc} procs; a gang has {_MOST} at most")
-    return Shape(nnodes, nproc, options["strategy"] or "SPREAD", not options["no_fail_fast"])
+    fail_fast = not options["no_fail_fast"]
+    return Shape(nnodes, nproc, options["strategy"] or "SPREAD", fail_fast, min_nodes=fewest)

@@ -103,7 +103,7 @@ class AGang:
         gang = launcher.launch_gang(
             self.name,
             self.options,
-            nnodes=self.shape.nnodes,
+            nnodes=self.shape.nnodes if self.shape.min_nodes is None else (self.shape.min_nodes, self.shape.nnodes),
             nproc_per_node=self.shape.nproc,
             strategy=self.shape.strategy,
             fail_fast=self.shape.fail_fast,

@@ -26,6 +26,7 @@ from ray_launcher.cli.output import STDERR, STDOUT, OutputAbandonedError, Plain,
 from ray_launcher.cli.progress import Progress
 from ray_launcher.cli.signals import deliver_to, ignore
 from ray_launcher.cli.waiting import Watch
+from ray_launcher.gang import is_spare
 
 #: Seconds for the session and Ray to be taken down when every proc has ended.
 _LEAVE = 30.0
@@ -61,6 +62,7 @@ class Run:
         self._limited: list[tuple[int, ProcExitResult]] = []  # those that ended well, but at their time limit
         self._asked: int | None = None  # the signal on which we end the procs
         self._unasked = 0  # failures before that
+        self._spare = 0  # ranks that were not needed
         self._killing = False
         self._verdict: int | None = None  # an exit code that has nothing to do with the procs'
         self._over = False
@@ -151,6 +153,10 @@ class Run:
 
     def _ended(self, rank: int, result: ProcExitResult) -> None:
         self._running.discard(rank)
+        if is_spare(result):
+            self._spare += 1
+            self._check_over()
+            return
         self._progress.ended(ok=result.ok)
         if result.ok and outcome.limit_words(result):
             self._limited.append((rank, result))
@@ -268,7 +274,7 @@ class Run:
         if len(self._ids) == 1:
             text = outcome.summary_of_one(failures[0][1])
         else:
-            text = outcome.summary_of_many(failures, len(self._ids), address)
+            text = outcome.summary_of_many(failures, len(self._ids) - self._spare, address)
         if text is not None:
             self._screen.say(text)
 

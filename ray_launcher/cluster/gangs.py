@@ -7,6 +7,7 @@ a spawner that is started again goes on with it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import pickle
 from collections import OrderedDict
@@ -22,9 +23,14 @@ from ray_launcher.cluster.roster import Proc
 from ray_launcher.cluster.team import Record, Seats, Team
 from ray_launcher.cluster.wire import Grant
 from ray_launcher.desk import LaunchKey
+from ray_launcher.exits import ExitReport
 from ray_launcher.options import Placement
 from ray_launcher.ranks import Member, for_all, rank_env, share_of
 
+_Nodes = tuple[tuple[str, ...], tuple[dict[str, list[str]], ...], str | None]
+#: Seconds for which a gang of a flexible size waits to be as large as it may: Ray's scheduler learns of what others,
+#: or its own last attempt, have returned about once a second.
+_LAST_CALL = 2.0
 #: Gangs that are over, and whose causes are remembered.
 HISTORY = 1000
 
@@ -106,11 +112,16 @@ class Gangs:
         if proc.end.done() or team.seating.cancelled():
             return None
         seats = team.seating.result()
+        if member.node >= len(seats.nodes):
+            team.rest(member.rank, proc, len(seats.nodes))
+            self._check_over(team)
+            return None
         node, shared = seats.nodes[member.node], seats.accelerators[member.node]
         if (placement.gpu_mask or ("proc" if member.shape.solo else "node")) == "proc":
             needs = bundle_of(placement)
             shared = {name: share_of(ids, needs.get(name, 0), member.local) for name, ids in shared.items()}
-        env = rank_env(member, seats.nodes[0].ip, seats.port)
+        seated = member._replace(shape=dataclasses.replace(member.shape, nnodes=len(seats.nodes)))
+        env = rank_env(seated, seats.nodes[0].ip, seats.port)
         return Place(node, Grant(shared, env, team.name if seats.port and member.rank == 0 else None), seats.lease)
 
     def add(self, proc: Proc, key: LaunchKey, member: Member, again: bool) -> Team:
@@ -168,15 +179,7 @@ class Gangs:
     async def _seats(self, team: Team, placement: Placement) -> Seats:
         await team.may_begin()
         shape = team.shape
-        bundle = for_all(bundle_of(placement), shape.nproc)
-        if bundle:
-            labels = selector_of(placement)
-            wish = Wish((bundle,) * shape.nnodes, (labels,) * shape.nnodes, shape.strategy)
-            lease = await self._placer.lease(team.name, wish, placement, team.living.values())
-            nodes, accelerators, name = lease.nodes, lease.accelerators, lease.name
-        else:
-            nodes = await self._placer.spread(placement, shape.nnodes, shape.strategy)
-            accelerators, name = ({},) * shape.nnodes, None
+        nodes, accelerators, name = await self._nodes_for(team, placement)
         found = tuple([await self._placer.node(node_id) for node_id in nodes])
         port = 0 if shape.solo else await self._host.open_port(found[0], team.name)
         if port is None:
@@ -184,6 +187,25 @@ class Gangs:
         seats = Seats(found, accelerators, port, name)
         await self._save(dataclasses.replace(team.record, seats=seats))
         return seats
+
+    async def _nodes_for(self, team: Team, placement: Placement) -> _Nodes:
+        """As many nodes as there are now, of as many as the gang may have, or as few once they are there."""
+        shape = team.shape
+        fewest = shape.min_nodes or shape.nnodes
+        patience = _LAST_CALL
+        for nnodes in range(shape.nnodes, fewest, -1):
+            with contextlib.suppress(PlacingError):
+                return await self._so_many_nodes(team, nnodes, dataclasses.replace(placement, timeout=patience))
+            patience = 0.0
+        return await self._so_many_nodes(team, fewest, placement)
+
+    async def _so_many_nodes(self, team: Team, nnodes: int, placement: Placement) -> _Nodes:
+        bundle, strategy = for_all(bundle_of(placement), team.shape.nproc), team.shape.strategy
+        if not bundle:
+            return await self._placer.spread(placement, nnodes, strategy), ({},) * nnodes, None
+        wish = Wish((bundle,) * nnodes, (selector_of(placement),) * nnodes, strategy)
+        lease = await self._placer.lease(team.name, wish, placement, team.living.values())
+        return lease.nodes, lease.accelerators, lease.name
 
     async def _save(self, record: Record) -> None:
         loop = asyncio.get_running_loop()
@@ -233,7 +255,9 @@ class Gangs:
             self._enter(following)
         else:
             following = None
-        for rank, proc in team.ended.items():
+        for rank, proc in (team.ended | team.spare).items():
+            if rank in team.spare:
+                proc.finish(ExitReport(None, None, False, proc.waits_for, ()))
             if following is not None:
                 again = self._host.restart(proc, team.key(rank), following.attempt)
                 self.add(again, team.key(rank), Member(team.shape, rank, following.attempt), again=False)

@@ -15,7 +15,7 @@ from ray_launcher.desk import LaunchKey
 from ray_launcher.exits import ExitReport
 from ray_launcher.info import Attempt
 from ray_launcher.options import LONGEST_RESTART_DELAY, LaunchOptions
-from ray_launcher.ranks import Member, Shape
+from ray_launcher.ranks import NOT_NEEDED, Member, Shape
 
 #: Seconds for which an attempt must have run for the next wait to be the first again; Kubernetes' number.
 HEALTHY = 600.0
@@ -61,6 +61,7 @@ class Team:
             self.seating.set_result(record.seats)
         self.living: dict[int, Proc] = {}  # by rank, as all of these
         self.ended: dict[int, Proc] = {}
+        self.spare: dict[int, Proc] = {}  # those for which there is no place in this attempt
         self.failed: dict[int, float] = {}  # when
         self.failing = False  # the others are being ended
         self.over = False
@@ -81,7 +82,8 @@ class Team:
     @property
     def missing(self) -> list[int]:
         """The ranks of which nothing is known."""
-        return [rank for rank in range(self.shape.size) if rank not in self.living and rank not in self.ended]
+        known = self.living.keys() | self.ended.keys() | self.spare.keys()
+        return [rank for rank in range(self.shape.size) if rank not in known]
 
     @property
     def delay(self) -> float:
@@ -97,8 +99,15 @@ class Team:
         """How that rank ended in earlier attempts."""
         return tuple(attempt[rank] for attempt in self.record.history if rank in attempt)
 
+    def rest(self, rank: int, proc: Proc, nnodes: int) -> None:
+        """There is no place for this rank: the gang runs on so many nodes."""
+        self.spare[rank] = self.living.pop(rank)
+        proc.waits_for = f"{NOT_NEEDED}the gang runs on {nnodes} of at most {self.shape.nnodes} nodes"
+
     def end(self, rank: int, proc: Proc) -> None:
         """A rank has ended."""
+        if self.spare.get(rank) is proc:
+            return
         self.living.pop(rank, None)
         self.ended[rank] = proc
         if proc.end.cancelled():

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from node_rig import until
-from ray_rig import DEADLINE, Nodes, free, python, shell
+from ray_rig import DEADLINE, Nodes, free, living, python, shell
 from victims import restarted_spawner
 
 from ray_launcher import Exited, Failed, Gang, Placement, RayProcLauncher, Signaled
@@ -175,11 +175,60 @@ def test_a_gang_outlives_the_spawner_and_still_fails_together(launcher: RayProcL
     assert [each.kind for rank, each in enumerate(result.results) if rank != 1] == [Signaled(15, core_dumped=False)] * 3
 
 
+# -- of a flexible size ---------------------------------------------------------------------------------------------
+
+
+def test_a_gang_takes_as_many_nodes_as_there_are(shared: RayProcLauncher) -> None:
+    opts = python("import os, sys; sys.exit(os.environ['WORLD_SIZE'] != '4')", Placement(num_cpus=1))
+    result = shared.launch_gang(name(), opts, nnodes=(1, 3), nproc_per_node=2).wait(DEADLINE)
+    assert result.ok
+    assert len(result.results) == 4
+
+
+def test_a_rank_that_is_not_needed_says_so(shared: RayProcLauncher) -> None:
+    opts = shell("exec sleep 9999", Placement(num_cpus=2))
+    gang = shared.launch_gang(name(), opts, nnodes=(1, 3))
+    until(lambda: states(shared, gang) == ["RUNNING", "RUNNING", "PENDING"], "two ranks run", DEADLINE)
+    shared.kill(gang.ranks[0].proc_id)
+    gang.wait(DEADLINE)
+    reason = gang.ranks[2].exit_port.wait(DEADLINE).kind
+    assert reason == Failed("not needed: the gang runs on 2 of at most 3 nodes")
+
+
+def test_it_waits_for_the_fewest(shared: RayProcLauncher) -> None:
+    opts = shell("exit", Placement(num_cpus=2, timeout=1))
+    gang = shared.launch_gang(name(), opts, nnodes=(3, 4))
+    assert all(isinstance(each.kind, Failed) for each in gang.wait(DEADLINE).results)
+
+
+def test_it_grows_and_shrinks_when_it_is_restarted(shared: RayProcLauncher) -> None:
+    script = "test $TORCHELASTIC_RESTART_COUNT = 1 && test $WORLD_SIZE = 2"
+    with living(shared, name(), shell("exec sleep 9999", Placement(num_cpus=2))):
+        gang = shared.launch_gang(
+            name(), shell(script, Placement(num_cpus=2)), nnodes=(1, 2), max_restarts=1, restart_delay=3
+        )
+        until(lambda: any(info.attempts for info in shared.procs() if info.gang_id == gang.gang_id), "one", DEADLINE)
+    result = gang.wait(DEADLINE)
+    assert result.ok
+    assert len(result.results) == 2
+
+
+def test_a_flexible_gang_outlives_the_spawner(launcher: RayProcLauncher) -> None:
+    gang = launcher.launch_gang(name(), shell("exec sleep 9999", Placement(num_cpus=2)), nnodes=(1, 3))
+    until(lambda: states(launcher, gang) == ["RUNNING", "RUNNING", "PENDING"], "two ranks run", DEADLINE)
+    restarted_spawner(launcher)
+    launcher.kill(gang.ranks[0].proc_id)
+    assert len(gang.wait(DEADLINE).results) == 2
+
+
 @pytest.mark.parametrize(
     "changes, error, text",
     [
         ({"nnodes": 0}, ValueError, "nnodes must be 1 or more"),
         ({"nnodes": 1.5}, TypeError, "nnodes must be a whole number"),
+        ({"nnodes": (2, 1)}, ValueError, r"nnodes must be \(fewest, most\)"),
+        ({"nnodes": (1, 2, 3)}, ValueError, r"nnodes must be a number or \(fewest, most\)"),
+        ({"nnodes": (0, 2)}, ValueError, r"nnodes\[0\] must be 1 or more"),
         ({"nproc_per_node": True}, TypeError, "nproc_per_node must be a whole number"),
         ({"nproc_per_node": "tpu"}, ValueError, "nproc_per_node must be a number, 'gpu' or 'cpu'"),
         ({"nproc_per_node": 10**6}, ValueError, "at most 100,000"),
