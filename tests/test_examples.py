@@ -22,6 +22,15 @@ PRINTS = {
         *(f"rank {rank} of 4, local rank {rank % 2}" for rank in range(4)),
         "rank 2 of 4 exited with code 3",
     ],
+    "server_pair": [
+        "all 4 ranks exited with code 0",
+        "server-a killed by SIGTERM",
+        "server-b killed by SIGTERM",
+    ],
+    "torch_ddp": [
+        *(f"[0] step {step}: loss {loss}" for step, loss in enumerate(LOSSES)),
+        "[1.5, 1.5, 1.5, 1.5]",
+    ],
     "stderr_tail": [
         "unlucky exited with code 7; its last lines:",
         "  | step 998",

@@ -42,6 +42,13 @@ def test_each_rank_is_told_with_its_node_its_program_and_what_it_holds(plan: Pla
         assert lines.count(told) == 4
 
 
+def test_a_gang_says_of_how_many_nodes_and_how_often(plan: Plan) -> None:
+    lines = plan("--nnodes", "2:4", "--max-restarts", "3", "x")
+    what = "gang run: 2 to 4 nodes with 1 proc each, SPREAD; the first failure ends the others"
+    assert lines[0] == f"{what}; then all are started again, up to 3 times"
+    assert "TORCHELASTIC_MAX_RESTARTS=3" in " ".join(lines)
+
+
 def test_the_variables_of_a_rank_are_told_but_those_that_only_the_launch_decides(plan: Plan) -> None:
     told = [line.split() for line in plan("-j", "2x2", "x") if line.startswith("  ranks  ")]
     assert {"RANK=3", "LOCAL_RANK=1", "WORLD_SIZE=4", "GROUP_RANK=1", "RAY_LAUNCHER_GANG_ID=run"} <= set(told[3])

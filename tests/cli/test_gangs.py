@@ -153,3 +153,28 @@ def test_a_reader_that_goes_away_ends_a_gang_quietly(env: dict[str, str]) -> Non
         os.close(reading)
         assert run.ended() == 128 + signal.SIGPIPE
     assert run.err == b""
+
+
+def test_what_fails_is_started_again_and_all_of_its_output_is_shown(env: dict[str, str]) -> None:
+    script = "echo start $RAY_LAUNCHER_RESTART_COUNT; exit $((6 + $RAY_LAUNCHER_RESTART_COUNT))"
+    with running("--max-restarts", "2", "--restart-delay", "0", *shell(script), env=env) as run:
+        assert run.ended() == 8
+    assert run.out.decode().splitlines() == ["start 0", "start 1", "start 2"]
+    assert run.says == ["ray-launcher: the program exited with code 8"]
+
+
+def test_a_restart_that_is_waited_for_is_announced(env: dict[str, str]) -> None:
+    script = "test $TORCHELASTIC_RESTART_COUNT = 1 || exit 3"
+    with running("-j", "1x2", "--max-restarts", "1", "--restart-delay", "3", *shell(script), env=env) as run:
+        assert run.ended() == 0
+    assert "ray-launcher: waiting: 2 of 2 ranks: restart 1 of 1 after 3 s: rank 0 exited with code 3" in [
+        line.replace("rank 1 exited", "rank 0 exited") for line in run.says
+    ]
+
+
+def test_a_gang_takes_the_nodes_that_there_are(env: dict[str, str]) -> None:
+    script = "echo $WORLD_SIZE"
+    with running("--nnodes", "1:3", "--strategy", "STRICT_SPREAD", *shell(script), env=env) as run:
+        assert run.ended() == 0
+    assert run.out.decode().splitlines() == ["[0] 1"]
+    assert run.says == []

@@ -90,7 +90,11 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Call:
         (["-j", "1x2", "-n", "2", "ls"], "-n and -j", "give one of them"),
         (["-j", "1x2", "--nnodes", "2", "ls"], "-j and --nnodes", "give one of them"),
         (["-n", "2", "--nproc-per-node", "2", "ls"], "-n and --nproc-per-node", "give one of them"),
-        (["--nnodes", "0", "ls"], "'--nnodes'", "x>=1"),
+        (["--nnodes", "0", "ls"], "'--nnodes'", "as in 2:4"),
+        (["--nnodes", "4:2", "ls"], "'--nnodes'", "FEWEST:MOST"),
+        (["--max-restarts", "-1", "ls"], "'--max-restarts'", "x>=0"),
+        (["--restart-delay", "soon", "ls"], "'--restart-delay'", "1.5h"),
+        (["--restart-delay", "6m", "ls"], "'--restart-delay'", "0 to 300 seconds"),
         (["--nproc-per-node", "all", "ls"], "'--nproc-per-node'", "or gpu, or cpu"),
         (["--strategy", "PACK", "ls"], "--strategy", "give -j NxM"),
         (["--no-fail-fast", "-n", "2", "ls"], "--no-fail-fast", "give -j NxM"),
@@ -185,7 +189,7 @@ def test_without_limits_there_are_none(call: Call) -> None:
     call("run", "ls")
     options = Started.launches["run/0"]
     plain = LaunchOptions(program="ls")
-    for name in ("proc_bind", "rlimits", "umask", "nice", "time_limit", "pre_kill_signal"):
+    for name in ("proc_bind", "rlimits", "umask", "nice", "time_limit", "pre_kill_signal", "max_restarts"):
         assert getattr(options, name) == getattr(plain, name)
 
 
@@ -196,6 +200,9 @@ def test_without_limits_there_are_none(call: Call) -> None:
         (["-j", "2xgpu"], Shape(2, "gpu")),
         (["--nnodes", "2", "--nproc-per-node", "cpu"], Shape(2, "cpu")),
         (["--nnodes", "3"], Shape(3, 1)),
+        (["--nnodes", "2:4"], Shape(4, 1, min_nodes=2)),
+        (["-j", "1x2", "--max-restarts", "3"], Shape(1, 2, max_restarts=3)),
+        (["-j", "1x2", "--max-restarts", "3", "--restart-delay", "0"], Shape(1, 2, max_restarts=3, restart_delay=0)),
         (["--nproc-per-node", "8"], Shape(1, 8)),
         (["-j", "2x4", "--strategy", "STRICT_PACK", "--no-fail-fast"], Shape(2, 4, "STRICT_PACK", fail_fast=False)),
     ],
@@ -224,6 +231,12 @@ def test_resources_arrive(call: Call, many: list[str]) -> None:
         timeout=1800,
         gpu_mask="proc",
     )
+
+
+def test_restarts_arrive(call: Call) -> None:
+    assert call("run", "--max-restarts", "2", "--restart-delay", "1.5m", "ls") == 42
+    options = Started.launches["run/0"]
+    assert (options.max_restarts, options.restart_delay) == (2, 90)
 
 
 def test_without_resources_nothing_is_held(call: Call) -> None:
@@ -266,8 +279,9 @@ def test_help_shows_an_example_and_every_option(call: Call, capsys: pytest.Captu
     limits = ("--bind", "--rlimit", "--umask", "--nice", "--time-limit", "--signal")
     gangs = ("-j", "--nnodes", "--nproc-per-node", "--strategy", "--no-fail-fast", "ray-launcher run -j 2x4")
     held = ("--cpus", "--gpus", "--memory", "--resources", "--label", "--node", "--gpu-mask", "--start-timeout")
+    restarts = ("--max-restarts", "--restart-delay")
     others = ("-n", "--env", "--env-remove", "--cwd", "--grace", "--dry-run", "--address", "--name", "Exit code")
-    for name in (*gangs, *held, *limits, *others):
+    for name in (*gangs, *held, *limits, *restarts, *others):
         assert name in text
 
 
