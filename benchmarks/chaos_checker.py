@@ -153,6 +153,12 @@ class Case:
         struck = (blow for blow in self._blows if blow.layer in ("supervisor", "guard") and blow.when <= latest)
         return any(self._hits(blow, self.limits.blow) for blow in struck)
 
+    def _struck(self, layer: str) -> bool:
+        """That layer was, on the node where it ran, between start and result."""
+        start = self.stamps.start
+        struck = (blow for blow in self._blows if start is not None and blow.layer == layer and blow.node == start.node)
+        return any(self.launch.launched <= blow.when <= self.launch.told for blow in struck)
+
     def lost_node(self, until: float | None = None) -> bool:
         """Its raylet was struck; who asks for a node that is gone has lost it for good."""
         until = self.launch.told if until is None else until
@@ -188,9 +194,12 @@ class Case:
         return self.lost_supervisor() or self.lost_node()
 
     def lost_track_of(self) -> bool:
-        """It was on its way when the spawner was struck, never ran, and a node that was struck knew nothing."""
+        """It was on its way when the spawner was struck, never ran, and a node that was struck knew nothing.
+
+        Or it ran, and its supervisor was struck, and the agent that knew of its end.
+        """
         if self.stamps.start is not None:
-            return self.lost_node()
+            return self.lost_node() or (self.lost_supervisor() and self._struck("agent"))
         blows = [blow for blow in self._blows if blow.when <= self.launch.told]
         on_its_way = any(
             blow.layer == "spawner" and blow.when >= self.launch.launched - self.limits.blow for blow in blows

@@ -84,4 +84,6 @@ def _kind(launch: Launch) -> str:
     kind = _result(launch)
     if not isinstance(kind, Failed):
         return type(kind).__name__
-    return f"Failed: {re.sub(_NAMES, '…', kind.reason)[:90]}"
+    first, _, last = kind.reason.partition("Traceback")
+    reason = first + last.splitlines()[-1] if last else first  # what went wrong in a supervisor
+    return f"Failed: {re.sub(_NAMES, '…', reason)[: 200 if last else 90]}"

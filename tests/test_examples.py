@@ -27,10 +27,6 @@ PRINTS = {
         "server-a killed by SIGTERM",
         "server-b killed by SIGTERM",
     ],
-    "torch_ddp": [
-        *(f"[0] step {step}: loss {loss}" for step, loss in enumerate(LOSSES)),
-        "[1.5, 1.5, 1.5, 1.5]",
-    ],
     "stderr_tail": [
         "unlucky exited with code 7; its last lines:",
         "  | step 998",

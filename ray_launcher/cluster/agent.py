@@ -70,6 +70,7 @@ class Agent:
         self._session, self._name = session, name
         # Whether launches may have run here of which nothing is known any more; decided when we have looked.
         self._forgot = again or ray.get_runtime_context().was_current_actor_reconstructed
+        self._registry = Registry(session.name)
         self._spawner: Any = spawner
         self._raylet = int(os.environ.get("RAY_RAYLET_PID") or os.getppid())
         self._raylet_gone = _watched(self._raylet)
@@ -81,7 +82,7 @@ class Agent:
         self._directory = client.runtime_directory(name)
         self._cwd = str(Path.cwd())
         self._keeper = Keeper(self._directory, self._logs, self._cookie(""), self)
-        self._finding = asyncio.ensure_future(self._keeper.find())
+        self._finding = asyncio.ensure_future(self._find())
         self._generation = -1  # of the spawner that has joined us
         self._posting = asyncio.Lock()
         self._handed_on = 0  # the last call whose messages the supervisor has
@@ -106,8 +107,7 @@ class Agent:
             return b""
         self._generation = generation
         with self._feed.answering():
-            if await asyncio.shield(self._finding):
-                self._forgot = False
+            await asyncio.shield(self._finding)
         self._feed.leave()  # from here on nothing comes by what was sent before
         known = self._keeper.running.keys() | {exit_.token for exit_ in self._feed.kept.values()}
         for token, note in {**expected, **(unsure if self._forgot else {})}.items():
@@ -209,6 +209,14 @@ class Agent:
         """Facts for diagnostics: pid, and where things are."""
         return {"pid": os.getpid(), "directory": str(self._directory), "logs": str(self._logs)}
 
+    async def _find(self) -> None:
+        """What an agent before us has left; without a supervisor, its launches are forgotten, if it had any."""
+        if await self._keeper.find():
+            self._forgot = False
+        elif self._forgot:
+            has_served = self._registry.has_served
+            self._forgot = await asyncio.get_running_loop().run_in_executor(None, has_served, self._name)
+
     # -- news -----------------------------------------------------------------------------------------------------
 
     def _hear(self, kind: str, join: str, call: int, received: int, settled: list[int]) -> bool:
@@ -255,6 +263,10 @@ class Agent:
     def start_supervisor(self) -> None:
         """See `Host`."""
         client.start(self._directory, self._raylet, self._session.lease, self._session.grace)
+
+    def begin_serving(self) -> None:
+        """See `Host`."""
+        self._registry.note_serving(self._name)
 
     def on_connect(self, supervisor: Client) -> None:
         """See `Host`."""
@@ -349,7 +361,7 @@ class Agent:
 
     def _tidy_up(self) -> None:
         """What is left of the session where nothing runs any more; all of it, if this is the last of its agents."""
-        registry = Registry(self._session.name)
+        registry = self._registry
         registry.remove(self._name)
         there = {node.node_id for node in registry.agents().values() if is_alive(node)}
         return_all(self._session.name, spared=there)

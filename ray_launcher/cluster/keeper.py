@@ -33,6 +33,9 @@ class Host(Protocol):
     def start_supervisor(self) -> None:
         """Start one in the keeper's directory; blocks. Raises `SupervisorError`."""
 
+    def begin_serving(self) -> None:
+        """Called before the first supervisor, or the first after another agent's, gets launches; blocks."""
+
     def on_connect(self, supervisor: Client) -> None:
         """Called before anything else is sent to this supervisor."""
 
@@ -61,6 +64,7 @@ class Keeper:
         self._mopping: asyncio.Future[None] | None = None
         self._going: dict[str, list[asyncio.Future[None]]] = {}  # by token: who waits for the end of its tree
         self._unconfirmed: deque[asyncio.Future[None]] = deque()
+        self._serving = False
         self._failures = time.monotonic_ns()  # they count on from those of the agents before us
 
     async def find(self) -> bool:
@@ -83,6 +87,9 @@ class Keeper:
                 client.make_directory(self._directory)
                 await self._in_thread(self._host.start_supervisor)
                 await self._connect()
+            if not self._serving:
+                await self._in_thread(self._host.begin_serving)
+                self._serving = True
             assert self._client is not None  # noqa: S101  # see _connect
             return self._client
 

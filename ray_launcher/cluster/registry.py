@@ -42,7 +42,16 @@ class Registry:
     def remove(self, name: str) -> None:
         """Nothing of that agent's is left."""
         _internal_kv_del(self._key(name), namespace=NAMESPACE)
+        _internal_kv_del(self._serving(name), namespace=NAMESPACE)
         self.note_silence(name, 0)
+
+    def note_serving(self, name: str) -> None:
+        """That agent is about to hand launches on to a supervisor for the first time."""
+        _internal_kv_put(self._serving(name), b"yes", namespace=NAMESPACE)
+
+    def has_served(self, name: str) -> bool:
+        """Whether something may have run under that agent."""
+        return _internal_kv_get(self._serving(name), namespace=NAMESPACE) is not None
 
     def silence(self, name: str) -> float:
         """For how long that agent has been silent at least, in seconds."""
@@ -81,6 +90,9 @@ class Registry:
 
     def _key(self, name: str) -> bytes:
         return self._prefix + b"agent/" + name.encode()
+
+    def _serving(self, name: str) -> bytes:
+        return self._prefix + b"serving/" + name.encode()
 
     def _silence(self, name: str) -> bytes:
         return self._prefix + b"silence/" + name.encode()

@@ -10,14 +10,14 @@ import contextlib
 import dataclasses
 import os
 import sys
-import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from ray_launcher.errors import ProcLauncherError
 from ray_launcher.exits import ProcExitResult
 from ray_launcher.gang import Gang, GangResult
+from ray_launcher.integrations.output import shown
 from ray_launcher.options import LaunchOptions, Placement
 from ray_launcher.ranks import Strategy
 from ray_launcher.session import RayProcLauncher
@@ -99,7 +99,8 @@ def run(  # noqa: PLR0913  # one argument per choice
             max_restarts=max_restarts,
             restart_delay=restart_delay,
         )
-        with _shown(launcher, gang) if show else contextlib.nullcontext():
+        prefixes = {proc.proc_id: f"[{rank}] " for rank, proc in enumerate(gang.ranks)}
+        with shown(launcher, prefixes) if show else contextlib.nullcontext():
             try:
                 result = gang.wait(timeout)
             except BaseException:  # Ctrl-C, too
@@ -138,30 +139,3 @@ def _results(launcher: RayProcLauncher, gang: Gang, result: GangResult, *, value
         tail = [] if result.cause is None else result.results[result.cause].stderr_tail or []
         raise DistributedError("\n".join([str(result), *tail]), results, result.cause)
     return results
-
-
-@contextlib.contextmanager
-def _shown(launcher: RayProcLauncher, gang: Gang) -> Iterator[None]:
-    """Print what the ranks write, whole lines at a time, until all of it is there."""
-    ranks = {proc.proc_id: rank for rank, proc in enumerate(gang.ranks)}
-    begun: dict[tuple[str, str], bytes] = {}
-
-    def show() -> None:
-        with contextlib.suppress(ProcLauncherError):  # the session is over
-            for chunk in launcher.follow(ranks):
-                *lines, rest = (begun.pop((chunk.proc_id, chunk.stream), b"") + chunk.data).split(b"\n")
-                begun[chunk.proc_id, chunk.stream] = rest
-                _print(ranks[chunk.proc_id], chunk.stream, lines)
-        for (proc_id, stream), rest in begun.items():
-            _print(ranks[proc_id], stream, [rest] if rest else [])
-
-    shower = threading.Thread(target=show, name="output", daemon=True)
-    shower.start()
-    yield
-    shower.join()
-
-
-def _print(rank: int, stream: str, lines: Sequence[bytes]) -> None:
-    if lines:
-        text = "".join(f"[{rank}] {line.decode('utf-8', 'replace')}\n" for line in lines)
-        print(text, end="", file=sys.stderr if stream == "stderr" else sys.stdout, flush=True)

@@ -65,9 +65,16 @@ class Scenario:
             assert attempts == sorted(set(attempts)), f"{what}: an attempt began twice: {attempts}"
             assert all(attempt <= self._restarts[number] for attempt in attempts), f"{what}: too many: {attempts}"
             assert _is_true(self._told[number][0], ends, restartable=self._restarts[number] > 0), what
+            assert self._may_be_lost(number), f"{what}: nothing below was struck"
             assert self._tried_enough(number, attempts), f"{what}: too few: {attempts}"
         assert not self.world.twins, f"seed {self.seed}: two of one id at a time: {self.world.twins}"
         await self._nothing_is_kept()
+
+    def _may_be_lost(self, number: int) -> bool:
+        """Spawners and agents take nothing with them, not even what is on its way."""
+        kind = self._told[number][0].kind
+        lost = isinstance(kind, Failed) and (kind.reason == _LOST or kind.reason.endswith(_OR_NOWHERE))
+        return not lost or not {"supervisor", "node"}.isdisjoint(self._victims)
 
     def _tried_enough(self, number: int, attempts: list[int]) -> bool:
         kind = self._told[number][0].kind

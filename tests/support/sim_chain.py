@@ -66,6 +66,7 @@ class World:
         self.agents: dict[str, Actor] = {}
         self.down: set[str] = set()  # ids of nodes that are lost
         self.registry: dict[str, Node] = {}
+        self.serving: set[str] = set()
         self.silences: dict[str, float] = {}
         self.leases: dict[str, _Lease] = {}
         self.gangs: dict[str, bytes] = {}
@@ -303,6 +304,12 @@ class _Registry:
     def remove(self, name: str) -> None:
         self._world.registry.pop(name, None)
         self._world.silences.pop(name, None)
+
+    def note_serving(self, name: str) -> None:
+        self._world.serving.add(name)
+
+    def has_served(self, name: str) -> bool:
+        return name in self._world.serving
 
     def silence(self, name: str) -> float:
         return self._world.silences.get(name, 0.0)
