@@ -232,6 +232,19 @@ def test_what_an_agent_forgot_is_not_started_again_by_any_later_spawner() -> Non
     _play(plot)
 
 
+def test_what_has_not_come_to_a_supervisor_is_not_lost_with_its_agent() -> None:
+    async def plot(world: World) -> None:
+        number, port = world.launch("once", 0.5, 3, placement=Placement(node_id=world.nodes[0].node_id))
+        await _until(lambda: world.supervisors)  # it is being started, which takes two seconds
+        [agent] = world.agents_on(world.nodes[0])
+        agent.sigkill()
+        world.kill_supervisors(world.nodes[0])
+        assert (await _told(port)).kind == Exited(3)
+        assert len(world.starts["launcher", number]) == 1
+
+    _play(plot, slow=2.0)
+
+
 def test_what_ran_on_a_lost_node_is_not_started_again_by_the_next_spawner() -> None:
     async def plot(world: World) -> None:
         launched = [world.launch(f"proc {index}", None, placement=Placement()) for index in range(4)]
