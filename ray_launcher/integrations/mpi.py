@@ -28,9 +28,12 @@ from ray_launcher.session import RayProcLauncher
 
 __all__ = ["run"]
 
+#: One line for each proxy, and the one behind these.
 _LAUNCH, _LAUNCH_END = "HYDRA_LAUNCH: ", "HYDRA_LAUNCH_END"
 #: Seconds for the proxies to leave when mpiexec has, and the other way round.
 _LEAVE = 10.0
+#: The same when a proxy has failed.
+_CUT_OFF = 1.0
 
 
 def run(  # noqa: PLR0913  # one argument per choice
@@ -77,10 +80,10 @@ def run(  # noqa: PLR0913  # one argument per choice
         stack.callback(gang.terminate, _LEAVE)
         for proxy in gang.ranks:  # without it, mpiexec waits for ever
             proxy.exit_port.add_done_callback(
-                lambda result: None if result.ok else launcher.terminate(manager.proc_id, _LEAVE)
+                lambda result: None if result.ok else launcher.terminate(manager.proc_id, _CUT_OFF)
             )
         if show:
-            stack.enter_context(shown(launcher, {manager.proc_id: ""}, _LAUNCH[:12]))
+            stack.enter_context(shown(launcher, {manager.proc_id: ""}, skip=nnodes + 1))
         try:
             result = manager.exit_port.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
         except BaseException:  # Ctrl-C, too

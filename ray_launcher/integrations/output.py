@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from ray_launcher.errors import ProcLauncherError
@@ -12,11 +13,12 @@ from ray_launcher.session import RayProcLauncher
 
 
 @contextlib.contextmanager
-def shown(launcher: RayProcLauncher, prefixes: Mapping[str, str], leave_out: str = "\0") -> Iterator[None]:
+def shown(launcher: RayProcLauncher, prefixes: Mapping[str, str], skip: int = 0) -> Iterator[None]:
     """Print whole lines of these procs as they come, each behind its prefix, until all that they wrote is there.
 
-    prefixes: by proc_id.  leave_out: lines that begin so are not shown.
+    prefixes: by proc_id.  skip: so many lines of each stdout are not shown.
     """
+    skipped = Counter[str]()
     begun: dict[tuple[str, str], bytes] = {}
 
     def show() -> None:
@@ -24,9 +26,12 @@ def shown(launcher: RayProcLauncher, prefixes: Mapping[str, str], leave_out: str
             for chunk in launcher.follow(prefixes):
                 *lines, rest = (begun.pop((chunk.proc_id, chunk.stream), b"") + chunk.data).split(b"\n")
                 begun[chunk.proc_id, chunk.stream] = rest
-                _print(prefixes[chunk.proc_id], chunk.stream, lines, leave_out)
+                if chunk.stream == "stdout" and skipped[chunk.proc_id] < skip:
+                    lines, few = lines[skip - skipped[chunk.proc_id] :], len(lines)
+                    skipped[chunk.proc_id] += few
+                _print(prefixes[chunk.proc_id], chunk.stream, lines)
         for (proc_id, stream), rest in begun.items():
-            _print(prefixes[proc_id], stream, [rest] if rest else [], leave_out)
+            _print(prefixes[proc_id], stream, [rest] if rest else [])
 
     shower = threading.Thread(target=show, name="output", daemon=True)
     shower.start()
@@ -34,10 +39,8 @@ def shown(launcher: RayProcLauncher, prefixes: Mapping[str, str], leave_out: str
     shower.join()
 
 
-def _print(prefix: str, stream: str, lines: Sequence[bytes], leave_out: str) -> None:
-    texts = [line.decode("utf-8", "replace") for line in lines]
-    wanted = "".join(f"{prefix}{text}\n" for text in texts if not text.startswith(leave_out))
-    if wanted:
+def _print(prefix: str, stream: str, lines: Sequence[bytes]) -> None:
+    if lines:
         file = sys.stderr if stream == "stderr" else sys.stdout
-        file.write(wanted)
+        file.write("".join(f"{prefix}{line.decode('utf-8', 'replace')}\n" for line in lines))
         file.flush()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from node_rig import until
-from ray_rig import DEADLINE, Nodes, ended, procs_of, python, shell
+from ray_rig import DEADLINE, Nodes, ended, pid_of, procs_of, python, shell
 from victims import restarted_spawner
 
 from ray_launcher import Exited, Failed, LaunchOptions, Placement, ProcInfo, RayProcLauncher, Signaled
@@ -77,8 +77,7 @@ def test_what_is_killed_by_its_user_is_not_started_again(shared: RayProcLauncher
 
 def test_what_is_killed_by_others_is_started_again(shared: RayProcLauncher, starts: Path) -> None:
     proc = shared.launch(name(), counted(starts, "test $RAY_LAUNCHER_RESTART_COUNT = 1 || sleep 9999", max_restarts=1))
-    until(lambda: info_of(shared, proc.proc_id).pid is not None, "it runs", DEADLINE)
-    os.kill(info_of(shared, proc.proc_id).pid or 0, signal.SIGKILL)
+    os.kill(pid_of(shared, proc.proc_id), signal.SIGKILL)
     assert ended(proc.exit_port).ok
 
 

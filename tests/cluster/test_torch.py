@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 from node_rig import until
-from ray_rig import DEADLINE, Nodes
+from ray_rig import DEADLINE, Nodes, pid_of, ran
 
 from ray_launcher import Exited, RayProcLauncher
 from ray_launcher.integrations import torch as distributed
@@ -28,15 +26,6 @@ STEPS = 5
 def losses(output: str) -> dict[int, str]:
     """By step; a later one of the same step counts."""
     return {int(step): loss for step, loss in re.findall(r"step (\d+): loss (\S+)", output)}
-
-
-def ran(*command: str, **environ: str) -> str:
-    """The output of a command that succeeds."""
-    environ = {**os.environ, **environ}
-    command = (sys.executable, *command)
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +58,7 @@ def test_training_goes_on_from_its_checkpoint_when_a_rank_was_killed(
     training.start()
     until(checkpoint.exists, "the first step is taken", DEADLINE)
     [victim] = [info for info in shared.procs() if info.proc_id.startswith("ddp.py-") and info.rank == 3]
-    os.kill(victim.pid or 0, signal.SIGKILL)
+    os.kill(pid_of(shared, victim.proc_id), signal.SIGKILL)
     training.join(DEADLINE)
     assert [result.exit.kind for result in results] == [Exited(0)] * 4
     [info] = [info for info in shared.procs() if info.proc_id == victim.proc_id]

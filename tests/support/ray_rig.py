@@ -105,6 +105,12 @@ def ended(port: ExitPort) -> ProcExitResult:
     return port.wait(DEADLINE)
 
 
+def pid_of(launcher: RayProcLauncher, proc_id: str) -> int:
+    """The leader's, once it runs."""
+    pids = until(lambda: [info.pid for info in launcher.procs() if info.proc_id == proc_id and info.pid], "it runs")
+    return pids[0]
+
+
 @contextlib.contextmanager
 def living(launcher: RayProcLauncher, proc_id: str, opts: LaunchOptions) -> Iterator[None]:
     """The proc runs, or waits to, for as long as this is open."""
@@ -178,6 +184,15 @@ def _command(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except OSError:
         return ""
+
+
+def ran(*command: str, **environ: str) -> str:
+    """The output of a command that succeeds."""
+    environ = {**os.environ, **environ}
+    command = (sys.executable, *command)
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 class Driver:
