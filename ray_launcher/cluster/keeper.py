@@ -74,7 +74,10 @@ class Keeper:
             try:
                 await self._connect()
             except (OSError, SupervisorError):
-                return not await self._clear()
+                if not await self._clear():
+                    return True
+                client.remove_directory(self._directory)
+                return False
             return True
 
     async def supervisor(self) -> Client:

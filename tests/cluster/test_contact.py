@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -112,3 +113,24 @@ def test_a_note_that_is_being_made_does_not_outlive_the_renewal(notes: Notes) ->
         assert notes.silence("agent") == 0
 
     _play(plot(), slow=2.0)
+
+
+def test_times_of_a_node_are_made_comparable_whatever_its_clock_shows(notes: Notes) -> None:
+    async def plot() -> None:
+        behind, ahead = _contact(notes), _contact(notes)
+        await behind.renew(time.time() - 100)
+        await ahead.renew(time.time() + 5000)
+        assert behind.ours(1000.0) == pytest.approx(1100.0, abs=1)
+        assert ahead.ours(6001.0) == pytest.approx(1001.0, abs=1)
+
+    _play(plot())
+
+
+def test_the_quickest_request_tells_the_difference_of_clocks(notes: Notes) -> None:
+    async def plot() -> None:
+        contact = _contact(notes)
+        for late in (3.0, 0.0, 7.0):  # seconds on their way
+            await contact.renew(time.time() - 100 - late)
+        assert contact.ours(1000.0) == pytest.approx(1100.0, abs=1)
+
+    _play(plot())

@@ -11,7 +11,7 @@ import ray
 from node_rig import until
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_rig import ALL, DEADLINE, Nodes, ended, free, shell
-from victims import restarted_spawner
+from victims import Victims, restarted_spawner
 
 from ray_launcher import Failed, LaunchResult, Placement, RayProcLauncher, Signaled
 
@@ -227,3 +227,43 @@ def test_a_lease_lasts_until_nothing_is_left_of_the_tree(shared: RayProcLauncher
     )
     assert ended(proc.exit_port).ok
     assert ended(next_one.exit_port).ok  # it has not found the helper any more
+
+
+VENDORS = {
+    "TPU": "TPU_VISIBLE_CHIPS",
+    "neuron_cores": "NEURON_RT_VISIBLE_CORES",
+    "HPU": "HABANA_VISIBLE_MODULES",
+    "NPU": "ASCEND_RT_VISIBLE_DEVICES",
+}
+
+
+def test_other_vendors_accelerators_are_shown_by_their_own_variables(launcher: RayProcLauncher, nodes: Nodes) -> None:
+    script = "; ".join(f"echo ${{{variable}-unset}} >&2" for variable in VENDORS.values())
+    with nodes.one_more({"zone": "vendors"}, resources=dict.fromkeys(VENDORS, 4)) as node_id:
+        for held in VENDORS:
+            proc = launch(launcher, script, resources={held: 2}, node_id=node_id)
+            seen = dict(zip(VENDORS, ended(proc.exit_port).stderr_tail or [], strict=True))
+            ids = seen.pop(held).split(",")
+            assert len(set(ids) & {"0", "1", "2", "3"}) == 2, (held, ids)
+            assert set(seen.values()) <= {"unset", ""}, (held, seen)
+
+
+@pytest.mark.parametrize("victim", ["agent", "agent and spawner"])
+def test_a_lease_outlives_who_made_it(launcher: RayProcLauncher, nodes: Nodes, victim: str) -> None:
+    proc = launch(launcher, STAY, num_cpus=1, num_gpus=1, node_id=nodes.ids()["a"])
+    running(launcher, proc)
+    Victims(launcher, nodes.ids()["a"]).strike(victim)
+    assert gpus(launch(launcher, SEEN, num_gpus=1, node_id=nodes.ids()["a"])) in ("6", "7")
+    until(lambda: free() == {"CPU": 3, "GPU": 3}, "it is held", DEADLINE)
+    launcher.kill(proc.proc_id)
+    assert ended(proc.exit_port).kind == Signaled(9)
+    until(lambda: free() == ALL, "it is returned", DEADLINE)
+
+
+@pytest.mark.parametrize("victim", ["supervisor", "guard", "guard and supervisor", "agent, guard and supervisor"])
+def test_a_lease_ends_with_the_supervisor(launcher: RayProcLauncher, nodes: Nodes, victim: str) -> None:
+    proc = launch(launcher, STAY, num_cpus=1, num_gpus=1, node_id=nodes.ids()["a"])
+    running(launcher, proc)
+    Victims(launcher, nodes.ids()["a"]).strike(victim)
+    assert isinstance(ended(proc.exit_port).kind, Failed | Signaled)
+    until(lambda: free() == ALL, "it is returned", DEADLINE)
