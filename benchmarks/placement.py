@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import harness
 import ray
@@ -16,7 +16,7 @@ from ray_launcher import LaunchOptions, Placement, RayProcLauncher
 
 TRUE = LaunchOptions(program="/bin/true")
 LEASED = LaunchOptions(program="/bin/true", placement=Placement(num_cpus=1))
-TORCHRUN = ["-m", "torch.distributed.run", "--no-python", "--nproc-per-node", "8", "/bin/true"]
+TORCHRUN = ["-m", "torch.distributed.run", "--no-python", "--nproc-per-node"]
 
 
 def in_a_row(launcher: RayProcLauncher, opts: LaunchOptions, count: int) -> float:
@@ -88,8 +88,10 @@ def main() -> None:
             f"launch, wait: 1 CPU ({options.procs} in a row)": lambda: in_a_row(launcher, LEASED, options.procs),
             "gang of 2 x 4": lambda: gang_of_true(launcher),
         }
-        if shutil.which("torchrun"):
-            milliseconds["torchrun, 8 procs"] = lambda: harness.timed(torchrun) * 1000
+        milliseconds["ray-launcher run -j 1x4, cold"] = lambda: harness.timed(lambda: run(cluster.address)) * 1000
+        if find_spec("torch"):
+            milliseconds["torchrun, 8 procs"] = lambda: harness.timed(lambda: torchrun(8)) * 1000
+            milliseconds["torchrun, 4 procs"] = lambda: harness.timed(lambda: torchrun(4)) * 1000
         figures = harness.measure(milliseconds, options.rounds)
         names = list(figures)
         harness.report(
@@ -98,7 +100,11 @@ def main() -> None:
             figures,
             {
                 "leased / not": (names[1], names[0]),
-                **({"gang / torchrun": (names[2], names[3])} if len(names) > 3 else {}),
+                **(
+                    {"gang / torchrun": (names[2], names[4]), "run / torchrun": (names[3], names[5])}
+                    if names[4:]
+                    else {}
+                ),
             },
             options.json,
         )
@@ -116,9 +122,15 @@ def main() -> None:
     cluster.shutdown()
 
 
-def torchrun() -> None:
+def run(address: str) -> None:
+    """The command line, from its start to its end."""
+    command = [sys.executable, "-m", "ray_launcher", "run", "--address", address, "-j", "1x4", "--", "/bin/true"]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def torchrun(count: int) -> None:
     """As many procs on one node, without Ray."""
-    subprocess.run([sys.executable, *TORCHRUN], check=True, capture_output=True)
+    subprocess.run([sys.executable, *TORCHRUN, str(count), "/bin/true"], check=True, capture_output=True)
 
 
 if __name__ == "__main__":
