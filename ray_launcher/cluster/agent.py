@@ -20,35 +20,30 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayError
 
-from ray_launcher.cluster.accelerators import masks
 from ray_launcher.cluster.contact import RENEWALS
-from ray_launcher.cluster.environment import additions, base_environ, raylet_environ, removals
+from ray_launcher.cluster.environment import raylet_environ
 from ray_launcher.cluster.feed import Feed
 from ray_launcher.cluster.follow import read_logs, tail_offset
 from ray_launcher.cluster.keeper import LOST, Keeper
 from ray_launcher.cluster.lease import return_all
-from ray_launcher.cluster.limits import limits_of
 from ray_launcher.cluster.nodes import is_alive
 from ray_launcher.cluster.ports import Ports
 from ray_launcher.cluster.probes import Subject, Verdict, probe
 from ray_launcher.cluster.registry import Registry
+from ray_launcher.cluster.specs import Specs
 from ray_launcher.cluster.wire import (
     STREAMS,
     Exit,
-    Grant,
     Inventory,
     Launch,
     Request,
     SessionInfo,
     Signal,
     Started,
-    log_name,
 )
 from ray_launcher.node import client
 from ray_launcher.node.client import Client
 from ray_launcher.node.protocol import ProtocolError
-from ray_launcher.node.spec import Spec
-from ray_launcher.options import LaunchOptions
 from ray_launcher.pace import Pace
 from ray_launcher.readiness import ReadyWhen
 
@@ -56,7 +51,6 @@ _logger = logging.getLogger(__name__)
 
 #: Seconds between two attempts to reach a spawner that Ray has not given up.
 _RETRY = 0.2
-_NOTHING = Grant({}, {})
 
 
 class Agent:
@@ -74,14 +68,11 @@ class Agent:
         self._spawner: Any = spawner
         self._raylet = int(os.environ.get("RAY_RAYLET_PID") or os.getppid())
         self._raylet_gone = _watched(self._raylet)
-        self._raylet_environ = raylet_environ(self._raylet)
         asked = ray.get_runtime_context().runtime_env.get("env_vars") or {}
-        self._masks = masks({})
-        self._base = base_environ(os.environb, self._raylet_environ, asked, self._masks)
         self._logs = Path(_ray_node().get_logs_dir_path())
+        self._specs = Specs(session.name, name, self._logs, raylet_environ(self._raylet), asked)
         self._directory = client.runtime_directory(name)
-        self._cwd = str(Path.cwd())
-        self._keeper = Keeper(self._directory, self._logs, self._cookie(""), self)
+        self._keeper = Keeper(self._directory, self._logs, self._specs.cookie(""), self)
         self._finding = asyncio.ensure_future(self._find())
         self._generation = -1  # of the spawner that has joined us
         self._posting = asyncio.Lock()
@@ -179,7 +170,7 @@ class Agent:
         started = running.get(token)
         if started is None:
             return "ended", offsets
-        logs = [Path(os.fsdecode(self._log(proc_id, token, stream))) for stream in STREAMS]
+        logs = [Path(os.fsdecode(self._specs.log(proc_id, token, stream))) for stream in STREAMS]
         address = _ray_node().node_ip_address
         return await probe(ready_when, Subject(started.pid, logs, address, lambda: token in running), offsets)
 
@@ -270,7 +261,7 @@ class Agent:
 
     def on_connect(self, supervisor: Client) -> None:
         """See `Host`."""
-        supervisor.send(b"base", *(name + b"=" + value for name, value in self._base.items()))
+        supervisor.send(b"base", *(name + b"=" + value for name, value in self._specs.base.items()))
         if self._lease:
             supervisor.send(b"lease", b"%r" % self._lease)
 
@@ -284,40 +275,13 @@ class Agent:
             return  # sent again
         proc_id, opts, *_ = pickle.loads(message.payload)  # noqa: S301  # from our own spawner
         try:
-            spec = self._spec(message, proc_id, opts)
+            spec = self._specs.make(message, proc_id, opts)
             if message.grant is not None and message.grant.port is not None:
                 self._ports.give(message.grant.port)
             self._keeper.launch(supervisor, Started(token, 0, 0.0, message.note), spec)
         except ProtocolError as error:
             text = f"{opts.program}: arguments and environment are too long for exec (E2BIG): {error}"
             self._keeper.failed(token, message.note, text, code=126)
-
-    def _spec(self, message: Launch, proc_id: str, opts: LaunchOptions) -> Spec:
-        token = message.token
-        base = self._base if opts.inherit_env else {}
-        grant = message.grant or _NOTHING
-        seen = masks(grant.accelerators) if grant.accelerators else self._masks
-        return Spec(
-            token=token.encode(),
-            program=os.fsencode(opts.program),
-            argv=[os.fsencode(opts.program if opts.arg0 is None else opts.arg0), *map(os.fsencode, opts.args)],
-            cwd=os.fsencode(self._cwd if opts.cwd is None else os.path.join(self._cwd, opts.cwd)),  # noqa: PTH118
-            environ=additions(opts, self._cookie(token), self._raylet_environ, seen, grant.env),
-            unset=removals(base, opts.env_remove) if opts.env_remove else [],
-            inherit=opts.inherit_env,
-            stdout=self._log(proc_id, token, "stdout") if opts.want_stdio else b"",
-            stderr=self._log(proc_id, token, "stderr") if opts.want_stdio else b"",
-            tail_lines=opts.tail_lines,
-            note=message.note,
-            limits=limits_of(opts),
-        )
-
-    def _log(self, proc_id: str, token: str, stream: str) -> bytes:
-        return os.fsencode(f"{self._logs}/{log_name(self._session.name, proc_id, token, stream)}")
-
-    def _cookie(self, token: str) -> str:
-        """A launch's, in the environment of its processes."""
-        return f"{self._session.name}/{self._name.removeprefix(self._session.name + '-')}/{token}"
 
     # -- the spawner ----------------------------------------------------------------------------------------------
 

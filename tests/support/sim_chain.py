@@ -164,6 +164,7 @@ class World:
             remove_spare=lambda *_: None,
         )
         keeper.Client.connect = functools.partial(_Client.connect, self)
+        specs = _copy(chain + "specs", base_environ=lambda *_: {}, masks=lambda _: {})
         self._agent_module = _copy(
             chain + "agent",
             ray=self._ray,
@@ -171,11 +172,10 @@ class World:
             client=client,
             time=clock,
             raylet_environ=lambda _: {},
-            base_environ=lambda *_: {},
+            Specs=specs.Specs,
             Registry=registry,
             is_alive=lambda node: node.node_id not in self.down,
             return_all=lambda _, spared: None if spared else self.leases.clear(),
-            masks=lambda _: {},
             _watched=lambda _: lambda: False,
             Ports=lambda: types.SimpleNamespace(keep=lambda _: 7, give=lambda _: None),
             _ray_node=lambda: types.SimpleNamespace(get_logs_dir_path=lambda: "/nonexistent/logs"),

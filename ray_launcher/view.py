@@ -1,0 +1,152 @@
+"""What can be seen of a session, and asked of its procs, whoever launched them."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timezone
+from typing import Any
+
+import ray
+from ray import ObjectRef
+from ray.exceptions import RayError
+
+from ray_launcher.errors import KillError, NotReadyError, ProcLauncherError, UnknownProcError
+from ray_launcher.info import ProcInfo
+from ray_launcher.launcher import ActorProcLauncher, LaunchResult
+from ray_launcher.logs import LogChunk, LogStreams, lines_of
+from ray_launcher.options import check_proc_id, check_timeout
+from ray_launcher.port import ExitPort, gone_because
+
+
+class View(ActorProcLauncher):
+    """The part of `RayProcLauncher` that asks the default spawner."""
+
+    session: str
+
+    def procs(self) -> list[ProcInfo]:
+        """Every proc of the session, and the last 1,000 that have ended. Raises `ProcLauncherError`."""
+        infos: list[ProcInfo] = self._answer("infos")
+        return infos
+
+    def attach(self, proc_id: str) -> LaunchResult:
+        """A proc of the session with an exit port of its own, whoever launched it; also one that ended lately.
+
+        Raises `UnknownProcError` for an id that is not known, or no more, and `ProcLauncherError`.
+        """
+        proc_id = check_proc_id(proc_id)
+        found = {info.proc_id: info for info in self.procs()}.get(proc_id)
+        if found is None:
+            raise UnknownProcError(f"no proc {proc_id!r} in session {self.session}")
+        port = ExitPort(self._ask("await_end", proc_id))
+        return LaunchResult(proc_id, port, found.pid, found.started_at or datetime.now(timezone.utc))
+
+    def wait_ready(self, *proc_ids: str, timeout: float | None = None) -> None:
+        """Block until each of these procs of the session is ready, as their `LaunchOptions.ready_when` tells.
+
+        Raises TimeoutError after `timeout` seconds, naming those that are not; `NotReadyError` for the first that has
+        ended before, for good; `UnknownProcError` and `ProcLauncherError`.
+        """
+        deadline = None if timeout is None else time.monotonic() + check_timeout("timeout", timeout)
+        self._check_open()
+        asked = {proc_id: self._ask("await_ready", check_proc_id(proc_id)) for proc_id in proc_ids}
+        for proc_id, ref in asked.items():
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not ray.wait([ref], timeout=left)[0]:
+                late = [proc_id for proc_id, ref in asked.items() if not ray.wait([ref], timeout=0)[0]]
+                raise TimeoutError(f"not ready after {timeout:g} s: {', '.join(map(repr, late))}")
+            end = _got(ref)
+            if end is None:
+                raise UnknownProcError(f"no proc {proc_id!r} in session {self.session}")
+            if end:
+                raise NotReadyError(f"proc {proc_id!r} {end}, and was not ready")
+
+    def signal(self, proc_id: str, signum: int) -> None:
+        """Request signal `signum` (1 to 64) for every process of a proc; nothing for one that does not run.
+
+        Raises TypeError or ValueError, `KillError` when the spawner is gone.
+        """
+        proc_id, signum = check_proc_id(proc_id), _check_signal(signum)
+        self._call("signal", proc_id, KillError, signum)
+
+    def logs(
+        self, proc_id: str, stream: str = "stdout", follow: bool = False, tail: int | None = None
+    ) -> Iterator[str]:
+        """The lines that a proc has written to `stream` ("stdout" or "stderr"), without their newlines.
+
+        follow: go on until the proc has ended.  tail: start with the last so many lines. Raises `UnknownProcError`
+        for an id that was never launched, or so long ago that it is forgotten; ValueError for another stream;
+        `ProcLauncherError` when the spawner is gone.
+        """
+        proc_id = check_proc_id(proc_id)
+        if stream not in ("stdout", "stderr"):
+            raise ValueError(f'stream must be "stdout" or "stderr", not {stream!r}')
+        _check_tail(tail)
+        self._check_open()
+        location = self._ask("locate", proc_id, follow)
+        if not follow or proc_id not in self._open:  # else it is known, but may wait for a node for long
+            self._check_known(proc_id, location)
+        streams = self._streams({proc_id: location}, (stream,), follow, tail)
+        return lines_of(streams, None if follow else tail)
+
+    def value(self, proc_id: str) -> Any:
+        """What the callable of a proc returned (see `LaunchOptions.from_callable`), once it has exited with code 0.
+
+        Raises `UnknownProcError`, and `ProcLauncherError` where there is no value: it is no callable, has not ended so,
+        was launched without stdio, or is lost with its node.
+        """
+        proc_id = check_proc_id(proc_id)
+        self._check_open()
+        location = self._ask("locate", proc_id, False)
+        self._check_known(proc_id, location)
+        pickled = b"".join(chunk.data for chunk in self._streams({proc_id: location}, ("value",), False, None))
+        if not pickled:
+            raise ProcLauncherError(f"proc {proc_id!r} has left no value")
+        return pickle.loads(pickled)  # noqa: S301  # our own proc's
+
+    def follow(self, proc_ids: Iterable[str]) -> Iterator[LogChunk]:
+        """What procs write to both streams, as it comes and as bytes, until all of them have ended and all is read.
+
+        One thread and a few calls per node serve any number of procs.
+        """
+        self._check_open()
+        locations = {proc_id: self._ask("locate", proc_id, True) for proc_id in proc_ids}
+        return iter(self._streams(locations, ("stdout", "stderr"), True, None))
+
+    def _streams(
+        self, locations: dict[str, ObjectRef[Any]], streams: tuple[str, ...], follow: bool, tail: int | None
+    ) -> LogStreams:
+        def again(proc_id: str, attempt: int) -> ObjectRef[Any]:
+            return self._ask("locate", proc_id, True, attempt)
+
+        return LogStreams(self.session, locations, again, streams, self._connected, follow=follow, tail=tail)
+
+    def _answer(self, method: str, *args: object) -> Any:
+        self._check_open()
+        return _got(self._ask(method, *args))
+
+    def _check_known(self, proc_id: str, location: ObjectRef[Any]) -> None:
+        if _got(location) is None:
+            raise UnknownProcError(f"no proc {proc_id!r} in session {self.session}")
+
+
+def _got(ref: ObjectRef[Any]) -> Any:
+    try:
+        return ray.get(ref)
+    except RayError as error:
+        raise ProcLauncherError(f"cannot reach the spawner: it is gone ({gone_because(error)})") from None
+
+
+def _check_signal(signum: object) -> int:
+    if isinstance(signum, bool) or not isinstance(signum, int):
+        raise TypeError(f"signum must be a signal number such as signal.SIGUSR1, not {type(signum).__name__}")
+    if signum not in signal.valid_signals():
+        raise ValueError(f"signum must be a signal of this system (see signal.valid_signals()), not {signum}")
+    return int(signum)
+
+
+def _check_tail(tail: object) -> None:
+    if tail is not None and (isinstance(tail, bool) or not isinstance(tail, int) or tail < 0):
+        raise ValueError(f"tail must be None or a number of lines >= 0, not {tail!r}")
