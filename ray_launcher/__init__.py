@@ -25,13 +25,13 @@ from ray_launcher.exits import (
     StdioHandling,
     decode_exit,
 )
-from ray_launcher.gang import Gang, GangResult
+from ray_launcher.gang import Gang, GangResult, is_spare
 from ray_launcher.info import Attempt, ProcInfo, ProcState
 from ray_launcher.launcher import ActorProcLauncher, LaunchResult, ProcLauncher
 from ray_launcher.logs import LogChunk
 from ray_launcher.options import LaunchOptions, Placement, ProcBind
 from ray_launcher.port import ExitPort
-from ray_launcher.ranks import gang_env
+from ray_launcher.ranks import Strategy, gang_env
 from ray_launcher.readiness import ReadyWhen
 from ray_launcher.session import RayProcLauncher
 from ray_launcher.spawner import ProcSpawner, start_spawner
@@ -67,9 +67,11 @@ __all__ = [
     "ReadyWhen",
     "Signaled",
     "StdioHandling",
+    "Strategy",
     "TerminateError",
     "UnknownProcError",
     "decode_exit",
     "gang_env",
+    "is_spare",
     "start_spawner",
 ]

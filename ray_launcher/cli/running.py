@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import ray
 
-from ray_launcher import ExitPort, Failed, ProcExitResult, ProcLauncherError, RayProcLauncher, Signaled
+from ray_launcher import ExitPort, Failed, ProcExitResult, ProcLauncherError, RayProcLauncher, Signaled, is_spare
 from ray_launcher.cli import outcome
 from ray_launcher.cli.connect import ConnectError, connect
 from ray_launcher.cli.jobs import Job
@@ -26,7 +26,6 @@ from ray_launcher.cli.output import STDERR, STDOUT, OutputAbandonedError, Plain,
 from ray_launcher.cli.progress import Progress
 from ray_launcher.cli.signals import deliver_to, ignore
 from ray_launcher.cli.waiting import Watch
-from ray_launcher.gang import is_spare
 
 #: Seconds for the session and Ray to be taken down when every proc has ended.
 _LEAVE = 30.0

@@ -18,13 +18,17 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import ray
 
-from ray_launcher.cluster.nodes import living_nodes
-from ray_launcher.errors import LaunchError
-from ray_launcher.exits import Failed, ProcExitResult
+from ray_launcher import (
+    Failed,
+    LaunchError,
+    LaunchOptions,
+    Placement,
+    ProcExitResult,
+    RayProcLauncher,
+    Strategy,
+    gang_env,
+)
 from ray_launcher.integrations.output import shown
-from ray_launcher.options import LaunchOptions, Placement
-from ray_launcher.ranks import Strategy, for_all, gang_env
-from ray_launcher.session import RayProcLauncher
 
 __all__ = ["run"]
 
@@ -98,11 +102,12 @@ def run(  # noqa: PLR0913  # one argument per choice
 def _manager(
     mpiexec: str, command: Sequence[str | os.PathLike[str]], nnodes: int, nproc: int, directory: str
 ) -> LaunchOptions:
-    here = next(node for node in living_nodes() if node.node_id == ray.get_runtime_context().get_node_id())
+    here = ray.get_runtime_context().get_node_id()
+    address = next(facts["NodeManagerAddress"] for facts in ray.nodes() if facts["NodeID"] == here)  # type: ignore[no-untyped-call]
     hosts = ",".join(f"host{number}" for number in range(nnodes))
-    how = ["-launcher", "manual", "-localhost", here.ip, "-hosts", hosts, "-ppn", str(nproc), "-genvnone"]
+    how = ["-launcher", "manual", "-localhost", address, "-hosts", hosts, "-ppn", str(nproc), "-genvnone"]
     args = [*how, "-n", str(nnodes * nproc), *(os.fspath(word) for word in command)]
-    return LaunchOptions(program=mpiexec, args=args, cwd=directory, placement=Placement(node_id=here.node_id))
+    return LaunchOptions(program=mpiexec, args=args, cwd=directory, placement=Placement(node_id=here))
 
 
 def _proxies(output: Iterator[str], nnodes: int) -> list[list[str]] | None:
@@ -119,13 +124,14 @@ def _proxies(output: Iterator[str], nnodes: int) -> list[list[str]] | None:
 
 def _of_node(placement: Placement, nproc: int) -> Placement:
     """What a proxy holds for all its ranks."""
-    needs = {"CPU": placement.num_cpus, "GPU": placement.num_gpus, "memory": placement.memory, **placement.resources}
-    total = for_all(needs, nproc)
-    gpus = total.pop("GPU")
+    gpus = placement.num_gpus * nproc
+    if 0 < placement.num_gpus < 1:  # a share does not span two
+        sharers = math.floor(1 / placement.num_gpus)
+        gpus = gpus if nproc <= sharers else math.ceil(nproc / sharers)
     return dataclasses.replace(
         placement,
-        num_cpus=total.pop("CPU"),
-        num_gpus=gpus if gpus < 1 else math.ceil(gpus),
-        memory=total.pop("memory"),
-        resources=total,
+        num_cpus=placement.num_cpus * nproc,
+        num_gpus=gpus,
+        memory=placement.memory * nproc,
+        resources={name: quantity * nproc for name, quantity in placement.resources.items()},
     )

@@ -8,8 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from ray_launcher.errors import ProcLauncherError
-from ray_launcher.session import RayProcLauncher
+from ray_launcher import ProcLauncherError, RayProcLauncher
 
 
 @contextlib.contextmanager

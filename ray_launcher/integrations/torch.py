@@ -14,13 +14,17 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
-from ray_launcher.errors import ProcLauncherError
-from ray_launcher.exits import ProcExitResult
-from ray_launcher.gang import Gang, GangResult
+from ray_launcher import (
+    Gang,
+    GangResult,
+    LaunchOptions,
+    Placement,
+    ProcExitResult,
+    ProcLauncherError,
+    RayProcLauncher,
+    Strategy,
+)
 from ray_launcher.integrations.output import shown
-from ray_launcher.options import LaunchOptions, Placement
-from ray_launcher.ranks import Strategy
-from ray_launcher.session import RayProcLauncher
 
 __all__ = ["DistributedError", "RankResult", "Script", "run"]
 

@@ -1,0 +1,20 @@
+"""A session on the driver's own node: its agent is started with it."""
+
+from __future__ import annotations
+
+from node_rig import until
+from ray_rig import actors_of
+
+from ray_launcher import RayProcLauncher
+
+
+def test_the_agent_of_the_drivers_node_is_started_before_it_is_needed(cluster: str) -> None:
+    with RayProcLauncher() as launcher:
+        until(lambda: any(name.startswith("agent-") for name in actors_of(launcher.session)), "there is an agent")
+
+
+def test_a_session_that_is_closed_at_once_leaves_no_actor(cluster: str) -> None:
+    for _ in range(3):
+        launcher = RayProcLauncher()
+        launcher.close()
+        assert actors_of(launcher.session) == []
