@@ -128,7 +128,7 @@ class Team:
     async def may_begin(self) -> None:
         """Wait until this attempt may."""
         if self._after is not None:  # its processes may still use what is to be used again
-            await self._after
+            await asyncio.shield(self._after)
         if self.record.history:
             await asyncio.sleep(self.delay)
         self.waits_for = None
