@@ -198,11 +198,15 @@ class ClusterSpawner(Queries):
         """See `ProcSpawner.on_settled`: the reports of these need not be kept any longer."""
         self._restored.settled(launcher, numbers)
         self._owed.settled(launcher, numbers)
-        self._gangs.check()
         for number in numbers:
             key = launcher, number
+            proc = self._find_launch(key)
+            if proc is not None:  # found to have been told by an earlier spawner, or cancelled, and perhaps it runs
+                self._stop(proc, None)
+                self._roster.end(proc)
             self._settle(self._token(key))
             self._gangs.forget(key)
+        self._gangs.check()
 
     def _settle(self, token: str) -> None:
         kept = self._unsettled.pop(token, None)
@@ -211,13 +215,7 @@ class ClusterSpawner(Queries):
 
     def on_resync(self, launcher: str, numbers: set[int]) -> None:
         """See `ProcSpawner.on_resync`: what has ended of others need not be kept."""
-        for key in self._restored.claim(launcher, numbers):
-            proc = self._find_launch(key)
-            if proc is not None:
-                self._stop(proc, None)  # it was cancelled, if it still runs
-                self._roster.end(proc)
-            self.on_settled(launcher, [key[1]])
-        self._gangs.check()
+        self.on_settled(launcher, [number for _, number in self._restored.claim(launcher, numbers)])
 
     # -- for the launcher's other calls ---------------------------------------------------------------------------
 
