@@ -107,10 +107,10 @@ class ClusterSpawner(Queries):
             self._restored.decided(key)
         else:
             proc.sought = True
-            if member is not None:
-                self._gangs.add(proc, key, member._replace(attempt=self._gangs.attempt(key)), again=True)
             what = "was lost, or its agent and supervisor were, while the spawner was started again"
             proc.finish(_failed(f"node {', '.join(map(str, lost))} {what}: the proc ran there, or nowhere"))
+            if member is not None:  # which may be ending its ranks just now
+                self._gangs.add(proc, key, member._replace(attempt=self._gangs.attempt(key)), again=True)
         return proc
 
     async def _sort_out(self) -> None:
