@@ -160,6 +160,7 @@ class _Account:
         self.taken = self._begun = -1  # the number of the last message that was taken on, and that has begun
         self.resynced = False  # the launcher has told what is open
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._dropped: set[int] = set()  # launches under way of which the launcher has the outcome
         self._expected: dict[int, asyncio.Future[bytes]] = {}  # outcomes that somebody waits for, or that are kept
         self._sequence = 0
         self._outcomes: deque[tuple[int, int, bytes]] = deque()  # sequence number, launch, outcome: not yet received
@@ -194,6 +195,9 @@ class _Account:
 
     def arrived(self, number: int, outcome: bytes) -> None:
         """A launch has ended."""
+        if number in self._dropped:
+            self._dropped.discard(number)
+            return
         self._sequence += 1
         self._outcomes.append((self._sequence, number, outcome))
         self._news.set()
@@ -234,9 +238,13 @@ class _Account:
         self._news.set()
 
     def forget(self, numbers: Iterable[int]) -> None:
-        """The launcher has these outcomes."""
+        """The launcher has these outcomes; those that an earlier spawner told, nobody may carry out again."""
         for number in numbers:
             self._expected.pop(number, None)
+            task = self._tasks.get(number)
+            if task is not None:
+                self._dropped.add(number)
+                task.cancel()
 
     def cancel(self, number: int) -> None:
         """Nobody wants this launch any more. One that has ended stays as it is."""
