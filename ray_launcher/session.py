@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import ray
 from ray.exceptions import RayError
 
-from ray_launcher.cluster.agents import agent_name, start_agent
 from ray_launcher.cluster.environment import NOT_STARTED, setup_time, worker_env
 from ray_launcher.cluster.nodes import living_nodes, on_node
 from ray_launcher.cluster.spawner import ClusterSpawner
@@ -176,31 +175,23 @@ class RayProcLauncher(View):
 
 
 def _start(info: SessionInfo, runtime_env: dict[str, Any]) -> Any:
-    """The spawner, on the driver's own node if it is one.
-
-    Where procs go there without being asked to, its agent is started at the same time: each takes most of a second.
-    """
+    """The spawner, on the driver's own node if it is one."""
     node_id = ray.get_runtime_context().get_node_id()
-    here = next((node for node in living_nodes() if node.node_id == node_id), None)
-    first = (here, agent_name(info, here)) if here is not None and here.cpus > 0 else None
     options = {
         "name": f"spawner-{info.name}",
         "max_restarts": -1,
         "max_task_retries": -1,
         "namespace": NAMESPACE,
         "runtime_env": worker_env(runtime_env),
-        **({} if here is None else on_node(here, soft=True)),
+        **next((on_node(node, soft=True) for node in living_nodes() if node.node_id == node_id), {}),
     }
     try:
-        spawner = start_spawner(ClusterSpawner, info, runtime_env, first, actor_options=options)
+        return start_spawner(ClusterSpawner, info, runtime_env, actor_options=options)
     except ValueError as error:
         if not _exists(str(options["name"])):
             raise
         text = f"session {info.name!r} exists already on this cluster: end it, or choose another name"
         raise ValueError(text) from error
-    if first is not None:
-        start_agent(info, runtime_env, *first, spawner, False)
-    return spawner
 
 
 def _exists(name: str) -> bool:

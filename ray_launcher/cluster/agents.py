@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Any
 
 import ray
@@ -21,15 +20,8 @@ def find_agent(name: str) -> Any:
         return None
 
 
-def agent_name(session: SessionInfo, node: Node) -> str:
-    """A new one."""
-    return f"{session.name}-{node.node_id[:16]}-{uuid.uuid4().hex[:8]}"
-
-
-def start_agent(  # what it is made of
-    session: SessionInfo, runtime_env: dict[str, Any], node: Node, name: str, spawner: Any, again: bool
-) -> Any:
-    """Create the agent's actor on its node, or get the one that is there.
+def start_agent(session: SessionInfo, runtime_env: dict[str, Any], node: Node, name: str, again: bool) -> Any:
+    """Create the agent's actor on its node, or get the one that is there. To be called in the spawner.
 
     Detached, since an owned one would die with a spawner that only restarts. Restarted and asked again for ever:
     whoever answers knows whether he has been joined.
@@ -49,7 +41,7 @@ def start_agent(  # what it is made of
             **on_node(node),
             runtime_env=worker_env(runtime_env),
         )
-        .remote(session, name, spawner, again)
+        .remote(session, name, ray.get_runtime_context().current_actor, again)
     )
 
 

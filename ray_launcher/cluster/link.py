@@ -11,12 +11,13 @@ import asyncio
 import contextlib
 import dataclasses
 import pickle
+import uuid
 from typing import Any, Protocol
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnschedulableError, RayError, RuntimeEnvSetupError
 
-from ray_launcher.cluster.agents import agent_name, find_agent, start_agent
+from ray_launcher.cluster.agents import find_agent, start_agent
 from ray_launcher.cluster.channel import AnotherAgentError, Channel, Message
 from ray_launcher.cluster.contact import Contact
 from ray_launcher.cluster.environment import NOT_STARTED, setup_time
@@ -69,9 +70,9 @@ class Host(Protocol):
 
 
 class Link:
-    """Starts the agent of `node`, or finds the one that is called `name`, and talks to it.
+    """Starts the agent of `node`, or finds that of an earlier spawner, `name`, and talks to it.
 
-    found: an earlier spawner has had that.  suspect: the node has been lost before.
+    suspect: the node has been lost before.
     """
 
     def __init__(
@@ -81,19 +82,18 @@ class Link:
         host: Host,
         *,
         name: str | None = None,
-        found: bool = False,
         suspect: bool = False,
     ) -> None:
         session = owner.session
         self.node = node
-        self.name = name or agent_name(session, node)
+        self.name = name or f"{session.name}-{node.node_id[:16]}-{uuid.uuid4().hex[:8]}"
         self.launches: dict[str, bytes] = {}  # by token, those without an exit: their notes
         self.lost = False
         self.resolved = asyncio.Event()  # the agent has told what it knows, or is lost
         self._owner, self._session = owner, session
         self._host = host
         self._registry = Registry(session.name)
-        self._found = self._inherited = found
+        self._found = self._inherited = name is not None
         self._joined = self._restored = self._found  # there may be procs, and some of which we do not know
         self.forgot = False  # the agent does not know of all of them either
         self._suspect = suspect
@@ -244,8 +244,7 @@ class Link:
                 await asyncio.Event().wait()  # it cannot come back: its lease runs out
             await loop.run_in_executor(None, self._registry.add, self.name, self.node)
             owner = self._owner
-            spawner = ray.get_runtime_context().current_actor
-            self.agent = start_agent(owner.session, owner.runtime_env, self.node, self.name, spawner, self._joined)
+            self.agent = start_agent(owner.session, owner.runtime_env, self.node, self.name, self._joined)
         self._started.set()
 
     async def _meet(self) -> None:

@@ -25,7 +25,7 @@ class Links:
         self._ending = False
         self.by_name: dict[str, Link] = {}  # the agent's, until it is lost
         self.by_node: dict[str, Link] = {}  # the node's id: where launches go
-        links = [self._add(node, name=name, found=True) for name, node in found.items()]
+        links = [self._add(node, name=name) for name, node in found.items()]
         for link in sorted(links, key=lambda link: link.silence, reverse=True):  # a node may have been lost before
             self.by_node[link.node.node_id] = link
 
@@ -35,10 +35,6 @@ class Links:
         if link is None:
             return 0
         return len(link.launches) if link.in_contact else float("inf")
-
-    def begin(self, node: Node, name: str) -> None:
-        """An agent of this name is being started there."""
-        self._add(node, name=name)
 
     def to(self, node: Node) -> Link:
         """The link that leads there."""
@@ -65,8 +61,8 @@ class Links:
         self._ending = True
         await asyncio.gather(*(link.end(grace) for link in list(self.by_name.values())))
 
-    def _add(self, node: Node, *, name: str | None = None, found: bool = False, suspect: bool = False) -> Link:
-        link = Link(self._owner, node, self, name=name, found=found, suspect=suspect)
+    def _add(self, node: Node, *, name: str | None = None, suspect: bool = False) -> Link:
+        link = Link(self._owner, node, self, name=name, suspect=suspect)
         self.by_node[node.node_id] = self.by_name[link.name] = link
         return link
 

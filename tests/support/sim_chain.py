@@ -223,9 +223,7 @@ class World:
         self._again = again
         return self._agent_module.Agent(session, name, self.spawner)
 
-    def _start_agent(
-        self, session: SessionInfo, _env: object, node: Node, name: str, _spawner: object, again: bool
-    ) -> Actor:
+    def _start_agent(self, session: SessionInfo, _env: object, node: Node, name: str, again: bool) -> Actor:
         if name not in self.agents:
             make = functools.partial(self._make_agent, session, name)
             self.agents[name] = outside(lambda: Actor(name, make, self.chance, trouble=self._trouble))
