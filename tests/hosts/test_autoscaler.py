@@ -11,7 +11,7 @@ from hosts import Hosts, needs_hosts
 
 _RAY = (sys.executable, "-m", "ray.scripts.scripts")
 _ENV = ("env", "RAY_FAKE_CLUSTER=1", "AUTOSCALER_UPDATE_INTERVAL_S=1")
-pytestmark = pytest.mark.timeout(300)  # a cluster starts, and all waits have deadlines
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # a cluster starts, and all waits have deadlines
 
 #: What an empty `ray up` configuration has, and two kinds of nodes.
 _CONFIG = {

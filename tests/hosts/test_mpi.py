@@ -11,6 +11,7 @@ from remote import Session
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "mpi_sum.py"
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.timeout(300),  # a cluster starts, and all waits have deadlines
     pytest.mark.skipif(
         not Path(sys.executable).with_name("mpiexec.hydra").exists(), reason="needs MPICH (pip install mpich mpi4py)"
