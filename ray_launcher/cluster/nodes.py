@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -56,7 +57,11 @@ class Nodes:
         self._fetching: asyncio.Task[None] | None = None
 
     def pick(self, placement: Placement, load: Callable[[str], float]) -> Node | None:
-        """The least loaded node that fits, from the list at hand; None when that is stale or none fits."""
+        """The least loaded node that fits, from the list at hand; None when that is stale, or none is in contact."""
+        node = self._best(placement, load)
+        return None if node is None or load(node.node_id) == math.inf else node
+
+    def _best(self, placement: Placement, load: Callable[[str], float]) -> Node | None:
         age = self._clock() - self._fetched
         if age > FRESH:
             self._refresh()
@@ -65,7 +70,7 @@ class Nodes:
         return min(self.suiting(placement), key=lambda node: load(node.node_id), default=None)
 
     async def wait_for(self, placement: Placement, load: Callable[[str], float]) -> Node:
-        """As `pick`, but waits for a node with the wanted labels: an autoscaler or a late node may bring it.
+        """As `pick`, but waits for a node: an autoscaler may bring one, and one that is out of contact may come back.
 
         Raises `NoSuchNodeError` for an unknown node_id, `NoFittingNodeError` after `placement.timeout` seconds.
         """
@@ -75,22 +80,24 @@ class Nodes:
             node = self.pick(placement, load)
             if node is not None:
                 return node
-            self._check_named(placement)
+            if self._best(placement, load) is None:  # else it is out of contact: it comes back, or is lost
+                self._check_named(placement)
             if self._clock() >= deadline:
                 wanted = dict(placement.label_selector)
-                raise NoFittingNodeError(f"no node with the labels {wanted} within {placement.timeout:g} s")
+                what = f"node with the labels {wanted}" if wanted else "node in contact"
+                raise NoFittingNodeError(f"no {what} within {placement.timeout:g} s")
             await asyncio.sleep(min(FRESH / 2, max(0.0, deadline - self._clock())))
 
     async def likely(self, placement: Placement, load: Callable[[str], float]) -> Node:
         """A node that suits `placement` but perhaps for its resources, or any. Raises as `wait_for`."""
         while True:
-            node = self.pick(placement, load)
+            node = self._best(placement, load)
             if node is None:
                 await asyncio.shield(self._refresh())
-                node = self.pick(placement, load)
+                node = self._best(placement, load)
             if node is None:
                 self._check_named(placement)
-                node = self.pick(Placement(), load)
+                node = self._best(Placement(), load)
             if node is not None:
                 return node
 

@@ -26,7 +26,7 @@ class World:
         self.fetched = 0
         self.tick = 0.0  # seconds that a fetch takes
         self.list = Nodes(self.fetch, lambda: self.now)
-        self.loads: dict[str, int] = {}
+        self.loads: dict[str, float] = {}
 
     def fetch(self) -> list[Node]:
         self.fetched += 1
@@ -40,7 +40,7 @@ class World:
     async def wait_for(self, placement: Placement = ANY) -> str:
         return (await self.list.wait_for(placement, self.load)).node_id
 
-    def load(self, node_id: str) -> int:
+    def load(self, node_id: str) -> float:
         return self.loads.get(node_id, 0)
 
     async def refreshed(self) -> None:
@@ -211,3 +211,33 @@ def test_one_who_stops_waiting_does_not_stop_the_others() -> None:
         return await second
 
     assert run(scenario) == "one"
+
+
+OUT_OF_CONTACT = float("inf")
+
+
+@pytest.mark.parametrize("placement", [ANY, Placement(node_id="one")])
+def test_a_node_that_is_out_of_contact_is_waited_for(monkeypatch: pytest.MonkeyPatch, placement: Placement) -> None:
+    monkeypatch.setattr(module, "FRESH", 0.001)
+    world = World("one")
+    world.loads = {"one": OUT_OF_CONTACT}
+
+    async def scenario() -> str:
+        waiting = asyncio.ensure_future(world.wait_for(placement))
+        while world.fetched < 3:  # noqa: ASYNC110  # it has looked more than once
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        world.loads["one"] = 5
+        return await waiting
+
+    world.now = 1.0
+    world.tick = 1.0
+    assert run(scenario) == "one"
+
+
+def test_a_node_that_stays_out_of_contact_is_waited_for_until_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FRESH", 0.001)
+    world = World("one")
+    world.loads, world.tick = {"one": OUT_OF_CONTACT}, 1.0
+    with pytest.raises(NoFittingNodeError, match="no node in contact within 2 s"):
+        run(lambda: world.wait_for(Placement(node_id="one", timeout=2)))
