@@ -119,8 +119,9 @@ class Mail:
         """Let go of the spawner, which may be killed next; call it when nothing is open."""
         if self.connected and self.gone is None:
             self._closed = threading.Event()
-            self._spawner.serve_hush.remote(self._name)
+            hushed = self._spawner.serve_hush.remote(self._name)
             self._closed.wait(_LET_GO)
+            ray.wait([hushed], timeout=_LET_GO)  # its answer is as likely to be under way as the poll's
 
     # -- out ------------------------------------------------------------------------------------------------------
 

@@ -120,3 +120,29 @@ launcher.launch_many({"b": OPTS})["b"].exit_port.add_done_callback(print)
 """
     )
     assert printed == ""
+
+
+def test_letting_go_of_a_spawner_waits_for_all_its_answers(driver: Callable[[str], str]) -> None:
+    printed = driver(
+        PRELUDE
+        + """
+import asyncio
+from ray_launcher.mail import Mail
+
+class Slow(FakeSpawner):
+    answered = False
+
+    async def serve_hush(self, launcher):
+        await super().serve_hush(launcher)
+        await asyncio.sleep(0.3)
+        self.answered = True
+
+    async def has_answered(self):
+        return self.answered
+
+spawner = start_spawner(Slow)
+Mail(spawner, "x").close()
+print(ray.get(spawner.has_answered.remote()))
+"""
+    )
+    assert printed.split() == ["True"]
