@@ -189,9 +189,8 @@ class Mail:
         with self._lock:
             if incarnation == self._incarnation:
                 return
-            if self._incarnation is not None:
-                self._ledger.collect_again()
-            elif self._patience is not None:
+            self._ledger.collect_again()  # the first that we meet may not be the first of its session
+            if self._patience is not None:
                 self._patience.cancel()
             self._incarnation, self._received = incarnation, 0
             self._inflight = 0

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import ray
 from ray.exceptions import RayError
 
+from ray_launcher.cluster.actors import NAMESPACE, find, new_agent, spawner_actor
+from ray_launcher.cluster.agents import start_agent
 from ray_launcher.cluster.environment import NOT_STARTED, setup_time, worker_env
 from ray_launcher.cluster.nodes import living_nodes, on_node
 from ray_launcher.cluster.spawner import ClusterSpawner
-from ray_launcher.cluster.wire import NAMESPACE, SessionInfo
+from ray_launcher.cluster.wire import SessionInfo
 from ray_launcher.errors import LaunchError
 from ray_launcher.exits import ProcExitResult
 from ray_launcher.gang import Gang
@@ -175,31 +177,31 @@ class RayProcLauncher(View):
 
 
 def _start(info: SessionInfo, runtime_env: dict[str, Any]) -> Any:
-    """The spawner, on the driver's own node if it is one."""
+    """The spawner, on the driver's own node if it is one.
+
+    Where procs may go there, its agent is started at the same time: each takes most of a second.
+    """
     node_id = ray.get_runtime_context().get_node_id()
+    here = next((node for node in living_nodes() if node.node_id == node_id), None)
+    begun = (here, new_agent(info.name, here)) if here is not None and here.cpus > 0 else None
     options = {
-        "name": f"spawner-{info.name}",
+        "name": spawner_actor(info.name),
         "max_restarts": -1,
         "max_task_retries": -1,
         "namespace": NAMESPACE,
         "runtime_env": worker_env(runtime_env),
-        **next((on_node(node, soft=True) for node in living_nodes() if node.node_id == node_id), {}),
+        **({} if here is None else on_node(here, soft=True)),
     }
     try:
-        return start_spawner(ClusterSpawner, info, runtime_env, actor_options=options)
+        spawner = start_spawner(ClusterSpawner, info, runtime_env, begun, actor_options=options)
     except ValueError as error:
-        if not _exists(str(options["name"])):
+        if find(spawner_actor(info.name)) is None:
             raise
         text = f"session {info.name!r} exists already on this cluster: end it, or choose another name"
         raise ValueError(text) from error
-
-
-def _exists(name: str) -> bool:
-    try:
-        ray.get_actor(name, NAMESPACE)
-    except ValueError:
-        return False
-    return True
+    if begun is not None:
+        start_agent(info, runtime_env, *begun, again=False)
+    return spawner
 
 
 def _plain(opts: LaunchOptions) -> LaunchOptions:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayError
 
+from ray_launcher.cluster.actors import find, spawner_actor
 from ray_launcher.cluster.contact import RENEWALS
 from ray_launcher.cluster.environment import raylet_environ
 from ray_launcher.cluster.feed import Feed
@@ -60,12 +60,12 @@ class Agent:
     actor of this name before.
     """
 
-    def __init__(self, session: SessionInfo, name: str, spawner: ActorHandle[Any], again: bool = False) -> None:
+    def __init__(self, session: SessionInfo, name: str, again: bool = False) -> None:
         self._session, self._name = session, name
         # Whether launches may have run here of which nothing is known any more; decided when we have looked.
         self._forgot = again or ray.get_runtime_context().was_current_actor_reconstructed
         self._registry = Registry(session.name)
-        self._spawner: Any = spawner
+        self._spawner = find(spawner_actor(session.name))  # None: it is gone for good
         self._raylet = int(os.environ.get("RAY_RAYLET_PID") or os.getppid())
         self._raylet_gone = _watched(self._raylet)
         asked = ray.get_runtime_context().runtime_env.get("env_vars") or {}
@@ -291,7 +291,7 @@ class Agent:
         Without its raylet the node is on its way out, and this process a second behind it: asking once more would only
         put off the day when the node is known to be lost.
         """
-        while not self._raylet_gone():
+        while self._spawner is not None and not self._raylet_gone():
             asked = time.monotonic()
             try:
                 granted = await self._spawner.serve_renew.remote(self._name, time.time())
@@ -309,7 +309,7 @@ class Agent:
 
     async def _watch(self) -> None:
         """The call to the spawner never returns; it fails when the spawner is gone for good."""
-        while True:
+        while self._spawner is not None:
             try:
                 await self._spawner.serve_watch.remote()
             except ActorUnavailableError:  # out of reach for now: Ray has not given it up

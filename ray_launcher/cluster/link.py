@@ -11,13 +11,13 @@ import asyncio
 import contextlib
 import dataclasses
 import pickle
-import uuid
 from typing import Any, Protocol
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnschedulableError, RayError, RuntimeEnvSetupError
 
-from ray_launcher.cluster.agents import find_agent, start_agent
+from ray_launcher.cluster.actors import agent_actor, find, new_agent
+from ray_launcher.cluster.agents import start_agent
 from ray_launcher.cluster.channel import AnotherAgentError, Channel, Message
 from ray_launcher.cluster.contact import Contact
 from ray_launcher.cluster.environment import NOT_STARTED, setup_time
@@ -70,9 +70,9 @@ class Host(Protocol):
 
 
 class Link:
-    """Starts the agent of `node`, or finds that of an earlier spawner, `name`, and talks to it.
+    """Starts the agent of `node`, or finds the one called `name`, and talks to it.
 
-    suspect: the node has been lost before.
+    begun: nobody has talked to that one before.  suspect: the node has been lost before.
     """
 
     def __init__(
@@ -82,18 +82,20 @@ class Link:
         host: Host,
         *,
         name: str | None = None,
+        begun: bool = False,
         suspect: bool = False,
     ) -> None:
         session = owner.session
         self.node = node
-        self.name = name or f"{session.name}-{node.node_id[:16]}-{uuid.uuid4().hex[:8]}"
+        self.name = name or new_agent(session.name, node)
         self.launches: dict[str, bytes] = {}  # by token, those without an exit: their notes
         self.lost = False
         self.resolved = asyncio.Event()  # the agent has told what it knows, or is lost
         self._owner, self._session = owner, session
         self._host = host
         self._registry = Registry(session.name)
-        self._found = self._inherited = name is not None
+        self._begun = begun
+        self._found = self._inherited = name is not None and not begun
         self._joined = self._restored = self._found  # there may be procs, and some of which we do not know
         self.forgot = False  # the agent does not know of all of them either
         self._suspect = suspect
@@ -234,7 +236,7 @@ class Link:
     async def _reach(self) -> None:
         """The agent's actor: the one that is there, or a new one, which finds what it left."""
         if self.agent is None and self._found:
-            self.agent = find_agent(self.name)
+            self.agent = find(agent_actor(self.name))
         if self.agent is None:
             loop = asyncio.get_running_loop()
             known = self._joined or self._suspect
@@ -314,6 +316,8 @@ class Link:
         self._over.set()
         for task in self._tasks:
             task.cancel()
+        if self.agent is None and self._begun:
+            self.agent = find(agent_actor(self.name))  # it is there, though we had not come to it
         if self.agent is not None:
             ray.kill(self.agent)
         self._started.set()

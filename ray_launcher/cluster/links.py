@@ -36,6 +36,10 @@ class Links:
             return 0
         return len(link.launches) if link.in_contact else float("inf")
 
+    def begin(self, node: Node, name: str) -> None:
+        """An agent of this name is being started there."""
+        self._add(node, name=name, begun=True)
+
     def to(self, node: Node) -> Link:
         """The link that leads there."""
         return self.by_node.get(node.node_id) or self._add(node)
@@ -61,8 +65,8 @@ class Links:
         self._ending = True
         await asyncio.gather(*(link.end(grace) for link in list(self.by_name.values())))
 
-    def _add(self, node: Node, *, name: str | None = None, suspect: bool = False) -> Link:
-        link = Link(self._owner, node, self, name=name, suspect=suspect)
+    def _add(self, node: Node, **facts: Any) -> Link:
+        link = Link(self._owner, node, self, **facts)
         self.by_node[node.node_id] = self.by_name[link.name] = link
         return link
 

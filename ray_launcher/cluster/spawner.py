@@ -34,9 +34,14 @@ from ray_launcher.ranks import Member
 
 
 class ClusterSpawner(Queries):
-    """Runs procs on the nodes of the cluster it lives in."""
+    """Runs procs on the nodes of the cluster it lives in.
 
-    def __init__(self, session: SessionInfo, runtime_env: dict[str, Any]) -> None:
+    begun: a node where an agent of this name is being started already.
+    """
+
+    def __init__(
+        self, session: SessionInfo, runtime_env: dict[str, Any], begun: tuple[Node, str] | None = None
+    ) -> None:
         self._roster = Roster()
         self._unsettled: dict[str, tuple[Link, int]] = {}  # by token: a report that is kept, and its number
         self._awaited: dict[str, LaunchKey] = {}  # by proc_id: a launch asked for again that may be found yet
@@ -48,6 +53,8 @@ class ClusterSpawner(Queries):
         self._owner = owner
         self._links = Links(owner, self._news, registry.agents() if again else {})
         self._restored = Restored(list(self._links.by_name.values()), self._owed.caught_up)
+        if begun is not None and not again:
+            self._links.begin(*begun)
         self._leases = Leases(session.name, again)
         self._readiness = Readiness()
         self._going: set[asyncio.Future[None]] = set()

@@ -12,7 +12,6 @@ from ray_launcher.exits import ExitReport
 from ray_launcher.ranks import Member
 from ray_launcher.readiness import ReadyWhen
 
-NAMESPACE = "ray_launcher"
 STREAMS = ("stdout", "stderr")
 #: By the name of a stream: the end of its file's name. The value is what a callable returned, see `callables`.
 _ENDS = {"stdout": "out", "stderr": "err", "value": "value"}

@@ -18,7 +18,7 @@ from node_rig import running, until
 from ray.cluster_utils import Cluster
 
 from ray_launcher import ExitPort, LaunchOptions, Placement, ProcExitResult, RayProcLauncher
-from ray_launcher.cluster.wire import NAMESPACE
+from ray_launcher.cluster.actors import NAMESPACE
 
 #: Seconds after which a wait fails; the machine may be busy with other tests.
 DEADLINE = 60.0

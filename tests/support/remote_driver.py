@@ -20,7 +20,7 @@ from typing import Any
 import ray
 
 from ray_launcher import Failed, LaunchOptions, Placement, ProcExitResult, RayProcLauncher
-from ray_launcher.cluster.wire import NAMESPACE
+from ray_launcher.cluster.actors import NAMESPACE
 
 _writing = threading.Lock()
 _to_test = os.dup(1)

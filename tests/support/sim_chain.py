@@ -19,9 +19,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sim_loop import Actor, SimLoop, outside
+from sim_loop import Actor, SimLoop, current_name, outside
 
 from ray_launcher import LaunchOptions, Placement
+from ray_launcher.cluster.actors import agent_actor, spawner_actor
 from ray_launcher.cluster.lease import Wish
 from ray_launcher.cluster.nodes import Node, Nodes
 from ray_launcher.cluster.wire import SessionInfo
@@ -74,7 +75,11 @@ class World:
         self.nodes = [Node(f"node-{letter}", "10.0.0.1", {}, 2.0) for letter in "ab"]
         self._load()
         session = SessionInfo("sim", grace=1.0, lease=30.0)
-        self.spawner = Actor("spawner", functools.partial(self._make_spawner, session), self.chance, trouble=trouble)
+        self._begun = self.nodes[0], f"sim-{self.nodes[0].node_id}-first"
+        self.spawner = Actor(
+            spawner_actor("sim"), functools.partial(self._make_spawner, session), self.chance, trouble=trouble
+        )
+        self._start_agent(session, {}, *self._begun, again=False)
         mail = type("Mail", (self._mail_module.Mail,), {"connected": True})
         self.mail: Any = mail(self.spawner, "launcher")
 
@@ -174,6 +179,7 @@ class World:
             raylet_environ=lambda _: {},
             Specs=specs.Specs,
             Registry=registry,
+            find=self._find,
             is_alive=lambda node: node.node_id not in self.down,
             return_all=lambda _, spared: None if spared else self.leases.clear(),
             _watched=lambda _: lambda: False,
@@ -185,7 +191,7 @@ class World:
             ray=self._ray,
             Registry=registry,
             is_alive=lambda node: node.node_id not in self.down,
-            find_agent=self._find_agent,
+            find=self._find,
             start_agent=self._start_agent,
         )
         nodes = functools.partial(Nodes, fetch=lambda: self.nodes, clock=self.loop.time)
@@ -212,27 +218,27 @@ class World:
 
     def _context(self) -> Any:
         return types.SimpleNamespace(
-            was_current_actor_reconstructed=self._again, runtime_env={}, current_actor=self.spawner
+            was_current_actor_reconstructed=self._again, runtime_env={}, current_actor=self._find(current_name())
         )
 
     def _make_spawner(self, session: SessionInfo, again: bool) -> Any:
         self._again = again
-        return self._spawner_module.ClusterSpawner(session, {})
+        return self._spawner_module.ClusterSpawner(session, {}, self._begun)
 
     def _make_agent(self, session: SessionInfo, name: str, again: bool) -> Any:
         self._again = again
-        return self._agent_module.Agent(session, name, self.spawner)
+        return self._agent_module.Agent(session, name)
 
     def _start_agent(self, session: SessionInfo, _env: object, node: Node, name: str, again: bool) -> Actor:
         if name not in self.agents:
             make = functools.partial(self._make_agent, session, name)
-            self.agents[name] = outside(lambda: Actor(name, make, self.chance, trouble=self._trouble))
+            self.agents[name] = outside(lambda: Actor(agent_actor(name), make, self.chance, trouble=self._trouble))
         if node.node_id in self.down:
             self.agents[name].kill()
         return self.agents[name]
 
-    def _find_agent(self, name: str) -> Actor | None:
-        actor = self.agents.get(name)
+    def _find(self, name: str) -> Actor | None:
+        actor = self.spawner if name == spawner_actor("sim") else self.agents.get(name.removeprefix("agent-"))
         return None if actor is None or actor.gone else actor
 
     # -- nodes ----------------------------------------------------------------------------------------------------

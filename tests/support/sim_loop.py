@@ -32,6 +32,12 @@ class Process:
 _process: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
 
 
+def current_name() -> str:
+    """Of the process that is running."""
+    process = _process.get()
+    return "" if process is None else process.name
+
+
 class _NoWait(selectors.DefaultSelector):
     """Passes time instead of waiting."""
 
