@@ -1,10 +1,12 @@
-"""Finding the cluster: the one asked for, else a running local one, else one of our own; quickly and quietly."""
+"""Finding the cluster: the one asked for, else a running local one, else one of our own; and leaving it. Quickly."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,8 @@ _FRAME_HEADER = 9
 _SETTINGS = 4
 _LONGEST_REASON = 500
 _TRACEBACK = 5
+
+_ours: list[bool] = []  # holds something if Ray was started here
 
 
 class ConnectError(Exception):
@@ -39,6 +43,7 @@ def connect(address: str | None) -> None:
     try:
         found = _resolve(asked)
         if found is None or not _answers(found, must=asked is not None):
+            _ours.append(True)
             ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
         else:
             with _stderr_closed():
@@ -47,6 +52,19 @@ def connect(address: str | None) -> None:
         raise
     except Exception as error:
         raise ConnectError(f"cannot connect to {_name(asked)}: {_one_line(error)}") from error
+
+
+def leave(code: int) -> None:
+    """Return where Ray has to be, and is, shut down; else end this process, for which Ray takes 0.3 s by itself.
+
+    To be called when nothing of ours is left on the cluster.
+    """
+    if ray.is_initialized() and not _ours:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    ray.shutdown()
 
 
 def _quieten() -> None:

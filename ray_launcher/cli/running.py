@@ -16,11 +16,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
-import ray
-
 from ray_launcher import ExitPort, Failed, ProcExitResult, ProcLauncherError, RayProcLauncher, Signaled, is_spare
 from ray_launcher.cli import outcome
-from ray_launcher.cli.connect import ConnectError, connect
+from ray_launcher.cli.connect import ConnectError, connect, leave
 from ray_launcher.cli.jobs import Job
 from ray_launcher.cli.output import STDERR, STDOUT, OutputAbandonedError, Plain, Prefixed, Screen, View
 from ray_launcher.cli.progress import Progress
@@ -300,7 +298,7 @@ class Run:
                 self._launcher.close(0)
             if self._shower is not None:
                 self._shower.join(1.0)  # unless it hangs in a write; the same
-            ray.shutdown()
+            leave(code)
         deadline.cancel()
 
 

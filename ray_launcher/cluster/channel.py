@@ -10,6 +10,8 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+from ray.exceptions import RayError
+
 from ray_launcher.cluster.wire import Exit, Launch, News, Request, Signal, Started
 
 Message = Launch | Request | Signal
@@ -37,6 +39,7 @@ class Channel:
         self._mail = asyncio.Event()
         self._sent = self._arrived = 0  # messages
         self._arrivals: list[tuple[int, asyncio.Future[None]]] = []  # who waits for how many to have arrived
+        self._unanswered: set[Any] = set()  # refs
         self._closed = False
 
     @property
@@ -92,6 +95,21 @@ class Channel:
         """Exchange messages and news with the agent until that fails. Raises RayError and `AnotherAgentError`."""
         await _first_error(self._post(agent), self._poll(agent))
 
+    async def answer(self, ref: Any) -> Any:
+        """The agent's; whoever is cancelled meanwhile leaves it to `all_answered`."""
+        self._unanswered.add(ref)
+        try:
+            answer = await ref
+        except RayError:
+            self._unanswered.discard(ref)
+            raise
+        self._unanswered.discard(ref)
+        return answer
+
+    async def all_answered(self) -> None:
+        """Return when nothing waits for the agent: Ray would report it as failed when the agent is killed."""
+        await asyncio.gather(*self._unanswered, return_exceptions=True)
+
     def close(self) -> None:
         """Nothing arrives any more."""
         self._closed = True
@@ -117,7 +135,7 @@ class Channel:
         self._calls += 1
         settled, self._settled = self._settled, []
         try:
-            answer = await method.remote(self._join, self._calls, self._received, settled, *args)
+            answer = await self.answer(method.remote(self._join, self._calls, self._received, settled, *args))
         except BaseException:
             self._settled += settled
             raise

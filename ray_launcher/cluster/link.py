@@ -196,6 +196,7 @@ class Link:
         if not self.lost and self.agent is not None:
             with contextlib.suppress(RayError, asyncio.TimeoutError):
                 await asyncio.wait_for(self.agent.hush.remote(), LAST_ANSWERS)
+                await asyncio.wait_for(self._channel.all_answered(), LAST_ANSWERS)
 
     # -- news -----------------------------------------------------------------------------------------------------
 
@@ -256,7 +257,7 @@ class Link:
         expected = {token: note for token, note in sent.items() if token not in underway}
         unsure = {token: note for token, note in sent.items() if token in underway}
         complete = not self._inherited or self._owner.owed.caught_up.is_set()
-        answer = await self.agent.join.remote(self._owner.generation, expected, unsure, complete)
+        answer = await self._channel.answer(self.agent.join.remote(self._owner.generation, expected, unsure, complete))
         if not answer:
             raise _SupersededError
         inventory: Inventory = pickle.loads(answer)  # noqa: S301  # from our own agent

@@ -30,10 +30,13 @@ class Links:
             self.by_node[link.node.node_id] = link
 
     def load(self, node_id: str) -> float:
-        """How many procs we have on a node; infinite for one that is not to be used now."""
+        """How many procs we have on a node; infinite for one that is not to be used now.
+
+        The first there counts for half a proc more: its agent would have to be started.
+        """
         link = self.by_node.get(node_id)
         if link is None:
-            return 0
+            return 0.5
         return len(link.launches) if link.in_contact else float("inf")
 
     def begin(self, node: Node, name: str) -> None:
