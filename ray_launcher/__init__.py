@@ -34,6 +34,7 @@ from ray_launcher.port import ExitPort
 from ray_launcher.ranks import Strategy, gang_env
 from ray_launcher.readiness import ReadyWhen
 from ray_launcher.session import RayProcLauncher
+from ray_launcher.sessions import SessionSummary, sessions
 from ray_launcher.spawner import ProcSpawner, start_spawner
 
 __version__ = "0.1.0"
@@ -65,6 +66,7 @@ __all__ = [
     "ProcState",
     "RayProcLauncher",
     "ReadyWhen",
+    "SessionSummary",
     "Signaled",
     "StdioHandling",
     "Strategy",
@@ -73,5 +75,6 @@ __all__ = [
     "decode_exit",
     "gang_env",
     "is_spare",
+    "sessions",
     "start_spawner",
 ]

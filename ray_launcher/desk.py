@@ -84,13 +84,20 @@ class Desk:
         for message in post.messages:
             if message.kind == "outcome":
                 account.resolve(message.number, message.payload)
-            elif message.number > account.taken:
+            elif message.number > account.taken and message.number not in account.resumed:
                 account.keep(message.number, asyncio.ensure_future(self._carry_out(launcher, message)))
         account.took(post.upto)
         self.settle(launcher, post.settled)
         if post.open is not None and not account.resynced:  # it may come twice, and late
             account.resynced = True
             self._spawner.on_resync(launcher, set(post.open))
+
+    def resume(self, launcher: str, messages: Iterable[Message]) -> None:
+        """Take launches on that an earlier spawner had, whether or not their launcher comes with them, too."""
+        account = self.account(launcher)
+        for message in messages:
+            account.resumed.add(message.number)
+            account.keep(message.number, asyncio.ensure_future(self._carry_out(launcher, message)))
 
     def settle(self, launcher: str, numbers: Iterable[int]) -> None:
         """The launcher has the outcomes of these launches."""
@@ -159,6 +166,7 @@ class _Account:
     def __init__(self) -> None:
         self.taken = self._begun = -1  # the number of the last message that was taken on, and that has begun
         self.resynced = False  # the launcher has told what is open
+        self.resumed: set[int] = set()  # launches that were taken on without it
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._dropped: set[int] = set()  # launches under way of which the launcher has the outcome
         self._expected: dict[int, asyncio.Future[bytes]] = {}  # outcomes that somebody waits for, or that are kept
@@ -244,7 +252,8 @@ class _Account:
             task = self._tasks.get(number)
             if task is not None:
                 self._dropped.add(number)
-                task.cancel()
+                if number not in self.resumed:  # else it is taken on for the session's sake, too
+                    task.cancel()
 
     def cancel(self, number: int) -> None:
         """Nobody wants this launch any more. One that has ended stays as it is."""

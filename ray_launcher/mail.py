@@ -43,6 +43,8 @@ _logger = logging.getLogger(__name__)
 
 #: Seconds between two attempts to reach a spawner that Ray has not given up.
 _RETRY = 0.1
+#: Seconds between two looks whether Ray has been shut down meanwhile.
+_LOOK = 0.5
 #: Seconds for the answer to the last poll.
 _LET_GO = 1.0
 
@@ -60,6 +62,7 @@ class Mail:
         self._queued = False  # `_post_some` is about to be called
         self._incarnation: str | None = None
         self._received = 0
+        self._sent = threading.Condition(self._lock)
         self.gone: str | None = None  # why the spawner is gone for good
         self._end: BaseException | None = None
         self._closed: threading.Event | None = None
@@ -114,6 +117,12 @@ class Mail:
         with self._lock:
             self._ledger.send(kind, payload, about)
         self._wake()
+
+    def flush(self) -> None:
+        """Return when the spawner has all that was sent, or is gone for good."""
+        with self._sent:
+            while self._end is None and self.connected and (self._inflight or self._ledger.has_more):
+                self._sent.wait(_LOOK)
 
     def close(self) -> None:
         """Let go of the spawner, which may be killed next; call it when nothing is open."""
@@ -181,6 +190,7 @@ class Mail:
             self._ledger.posted()
             self._inflight = 0
             more = self._ledger.has_more
+            self._sent.notify_all()
         if more:
             self._wake()
 
@@ -240,6 +250,7 @@ class Mail:
             self._end = self._end or error
             self.gone = gone_because(self._end)
             numbers = self._ledger.give_up()
+            self._sent.notify_all()
         for number in numbers:
             self._close(number, result_of_error(error))
 

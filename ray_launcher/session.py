@@ -18,11 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import ray
 from ray.exceptions import RayError
 
-from ray_launcher.cluster.actors import NAMESPACE, find, new_agent, spawner_actor
-from ray_launcher.cluster.agents import start_agent
-from ray_launcher.cluster.environment import NOT_STARTED, setup_time, worker_env
-from ray_launcher.cluster.nodes import living_nodes, on_node
-from ray_launcher.cluster.spawner import ClusterSpawner
+from ray_launcher import checks
+from ray_launcher.cluster.environment import NOT_STARTED, setup_time
 from ray_launcher.cluster.wire import SessionInfo
 from ray_launcher.errors import LaunchError
 from ray_launcher.exits import ProcExitResult
@@ -30,7 +27,7 @@ from ray_launcher.gang import Gang
 from ray_launcher.options import LaunchOptions, Placement, ProcBind, check_proc_id, check_timeout
 from ray_launcher.plan import plan_gang
 from ray_launcher.ranks import Strategy
-from ray_launcher.spawner import start_spawner
+from ray_launcher.sessions import attach_or_start
 from ray_launcher.view import View
 
 if TYPE_CHECKING:
@@ -41,22 +38,27 @@ _LAST_ANSWERS = 5.0
 
 
 class RayProcLauncher(View):
-    """Launches procs on the nodes of a Ray cluster. A context manager: leaving it ends every proc.
+    """Launches procs on the nodes of a Ray cluster. A context manager: leaving it ends every proc, unless detached.
 
     session: a name of its own on the cluster (letters, digits, `.`, `_`, `-`; at most 64); made up when None.
-    detached: not supported yet.
+    detached: the session, and its procs, outlive this process, until somebody calls `end`. Where there is a detached
+    session of that name already, this launcher attaches to it: it sees and ends the same procs, whoever launched them,
+    and `grace`, `lease`, `history` and `runtime_env` are those of who made it. Launches are safe with the cluster
+    once `close` has returned, or a port has resolved.
     address: passed to `ray.init` if this process is not connected to a cluster yet; None lets Ray choose, as
     `ray.init()` does: RAY_ADDRESS, else a cluster of its own.
     runtime_env: Ray's; the node agents run in it, so procs inherit its variables and working directory.
     grace: seconds between TERM and KILL for procs whose driver ends without `close`.
     lease: seconds for which a node's procs live without contact to the session's spawner (1 to 86,400). Then they are
     ended, and 2.5 s later each port of that node resolves as `Failed`, naming it: what it says is dead is dead.
+    history: how many procs that have ended are remembered (1 to 100,000), with up to 8,000 characters of their stderr.
 
-    The session ends with `close`, with this process however it ends, and with `ray.shutdown()`. Raises TypeError or
-    ValueError for bad arguments, and what `ray.init` raises.
+    Unless it is detached, the session ends with `close`, with this process however it ends, and with `ray.shutdown()`.
+    Raises TypeError or ValueError for bad arguments, ValueError also where a session of that name cannot be used, and
+    what `ray.init` raises.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # one argument per choice
         self,
         session: str | None = None,
         *,
@@ -65,19 +67,26 @@ class RayProcLauncher(View):
         runtime_env: dict[str, Any] | None = None,
         grace: float = 5.0,
         lease: float = 30.0,
+        history: int = 1000,
     ) -> None:
-        info = SessionInfo(_session_name(session), grace=check_timeout("grace", grace), lease=_check_lease(lease))
-        if detached:
-            raise NotImplementedError("detached=True is not supported yet: keep the driver running")
+        info = SessionInfo(
+            _session_name(session),
+            grace=check_timeout("grace", grace),
+            lease=_check_lease(lease),
+            detached=checks.flag("detached", detached),
+            history=checks.within("history", history, 1, 100_000),
+        )
         if runtime_env is not None and not isinstance(runtime_env, dict):
             raise TypeError(f"runtime_env must be a dict as ray.init takes it, not {type(runtime_env).__name__}")
         if not ray.is_initialized():
             ray.init(address=address, log_to_driver=False)
-        self.session = info.name
-        self._closed = False
+        self.session, self.detached = info.name, detached
+        self._closed = self._ended_session = False
         self._settled = threading.Event()  # closed, and every port has resolved
-        super().__init__(_start(info, runtime_env or {}))
-        self._mail.expect_answer(info.start + setup_time(runtime_env or {}), NOT_STARTED)
+        spawner, made = attach_or_start(info, runtime_env)
+        super().__init__(spawner)
+        if made:
+            self._mail.expect_answer(info.start + setup_time(runtime_env or {}), NOT_STARTED)
         _at_exit.add(self)
 
     def __enter__(self) -> Self:
@@ -91,12 +100,24 @@ class RayProcLauncher(View):
     def close(self, grace: float = 10) -> None:
         """End the session: TERM to every proc, KILL `grace` seconds later, and return when nothing is left.
 
-        Ports resolve with how their procs ended. A second call does nothing. Raises TypeError or ValueError.
+        Ports resolve with how their procs ended. A second call does nothing. A detached session goes on: this returns
+        when all that was asked for is safe with it, and ports resolve while this process runs. Raises TypeError or
+        ValueError.
         """
         grace = check_timeout("grace", grace)
-        if self._closed:
+        if not self.detached:
+            self.end(grace)
+        elif not self._closed:
+            self._closed = True
+            _at_exit.discard(self)
+            self._mail.flush()
+
+    def end(self, grace: float = 10) -> None:
+        """End the session, whoever else uses it; the same as `close` for one that is not detached."""
+        grace = check_timeout("grace", grace)
+        if self._ended_session:
             return
-        self._closed = True
+        self._closed = self._ended_session = True
         _at_exit.discard(self)
         if not self._connected():
             return  # Ray is gone, and the session with it
@@ -109,10 +130,6 @@ class RayProcLauncher(View):
         finally:
             with contextlib.suppress(Exception):
                 ray.kill(self._spawner)
-
-    def end(self, grace: float = 10) -> None:
-        """End the session whoever else uses it; the same as `close` for one that is not detached."""
-        self.close(grace)
 
     def launch_gang(  # noqa: PLR0913  # one argument per choice
         self,
@@ -174,34 +191,6 @@ class RayProcLauncher(View):
         super()._ended(proc_id, number, result)
         if self._closed and not self._open:
             self._settled.set()
-
-
-def _start(info: SessionInfo, runtime_env: dict[str, Any]) -> Any:
-    """The spawner, on the driver's own node if it is one.
-
-    Where procs may go there, its agent is started at the same time: each takes most of a second.
-    """
-    node_id = ray.get_runtime_context().get_node_id()
-    here = next((node for node in living_nodes() if node.node_id == node_id), None)
-    begun = (here, new_agent(info.name, here)) if here is not None and here.cpus > 0 else None
-    options = {
-        "name": spawner_actor(info.name),
-        "max_restarts": -1,
-        "max_task_retries": -1,
-        "namespace": NAMESPACE,
-        "runtime_env": worker_env(runtime_env),
-        **({} if here is None else on_node(here, soft=True)),
-    }
-    try:
-        spawner = start_spawner(ClusterSpawner, info, runtime_env, begun, actor_options=options)
-    except ValueError as error:
-        if find(spawner_actor(info.name)) is None:
-            raise
-        text = f"session {info.name!r} exists already on this cluster: end it, or choose another name"
-        raise ValueError(text) from error
-    if begun is not None:
-        start_agent(info, runtime_env, *begun, again=False)
-    return spawner
 
 
 def _plain(opts: LaunchOptions) -> LaunchOptions:

@@ -65,7 +65,7 @@ class ProcSpawner(ABC):
 
     async def serve_post(self, launcher: str, incarnation: str, post: bytes) -> str:
         """Take on a pickled `Post`, unless it is meant for an earlier incarnation; the answer is which this is."""
-        desk = _desk(self)
+        desk = desk_of(self)
         if incarnation == desk.incarnation:
             desk.take(launcher, pickle.loads(post))  # noqa: S301  # from a launcher of the same Ray cluster
         return desk.incarnation
@@ -78,7 +78,7 @@ class ProcSpawner(ABC):
         settled: launches whose outcomes the launcher has. For another incarnation the answer comes at once, and empty.
         The call fails when the spawner is gone for good, which is how launchers learn of it.
         """
-        desk = _desk(self)
+        desk = desk_of(self)
         if incarnation != desk.incarnation:
             return desk.incarnation, []
         desk.settle(launcher, settled)
@@ -86,12 +86,12 @@ class ProcSpawner(ABC):
 
     async def serve_hush(self, launcher: str) -> None:
         """Answer the pending poll, and later ones at once: Ray would report one as failed when this actor is killed."""
-        _desk(self).account(launcher).hush()
+        desk_of(self).account(launcher).hush()
 
     async def serve_attach(self, launcher: str, number: int, outcome: bytes | None) -> object:
         """The raw report of a launch, or its exception; `outcome` where the launcher has it already."""
         if outcome is None:
-            outcome = await _desk(self).account(launcher).outcome(number)
+            outcome = await desk_of(self).account(launcher).outcome(number)
         return report_of(outcome)
 
     async def serve_watch(self) -> None:
@@ -100,7 +100,7 @@ class ProcSpawner(ABC):
 
     async def in_turn(self, launcher: str, number: int) -> None:
         """For a subclass's own calls: returns when every message of `launcher` up to `number` has begun."""
-        await _desk(self).account(launcher).turn_of(number)
+        await desk_of(self).account(launcher).turn_of(number)
 
     # -- for subclasses that survive a restart --------------------------------------------------------------------
 
@@ -126,7 +126,8 @@ class ProcSpawner(ABC):
         """After a restart: these are all the launches of which the launcher has no outcome."""
 
 
-def _desk(spawner: ProcSpawner) -> Desk:
+def desk_of(spawner: ProcSpawner) -> Desk:
+    """What launchers have asked of a spawner."""
     desk: Desk | None = spawner.__dict__.get("_ray_launcher_desk")
     if desk is None:
         desk = spawner.__dict__["_ray_launcher_desk"] = Desk(spawner)

@@ -132,7 +132,6 @@ class Gangs:
             team = self._enter(Team(record, restored=again))
         if proc.member is None:
             team.living[member.rank] = proc
-            proc.key = key
             proc.member, proc.earlier, proc.waits_for = member, team.earlier(member.rank), team.waits_for
             if member.attempt < member.shape.max_restarts:
                 proc.following = asyncio.get_running_loop().create_future()

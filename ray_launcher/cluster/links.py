@@ -58,6 +58,12 @@ class Links:
             return None
         return await (link if self._ending else self.to(link.node)).reachable()
 
+    async def agent_on(self, node_id: str | None) -> Any:
+        """The agent that reaches the node of this id now; None: it is none of the cluster's any more."""
+        link = self.by_node.get(node_id or "")
+        node = None if link is not None or node_id is None else await self.nodes.find(node_id)
+        return await self.agent_of(link if node is None or self._ending else self.to(node))
+
     async def renew(self, name: str, clock: float) -> bool:
         """Renew the lease of the agent of this name; clock: its own. False: it has been taken for lost."""
         link = self.by_name.get(name)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from ray_launcher.cluster.gangs import Gangs
+from ray_launcher.cluster.history import History, Past
 from ray_launcher.cluster.link import Owner
 from ray_launcher.cluster.links import Links
 from ray_launcher.cluster.restored import Restored
 from ray_launcher.cluster.roster import Proc, Roster
-from ray_launcher.cluster.wire import Signal, token_of
+from ray_launcher.cluster.wire import SessionInfo, Signal, token_of
 from ray_launcher.desk import LaunchKey
 from ray_launcher.errors import UnknownProcError
 from ray_launcher.exits import ExitReport, decode_exit
-from ray_launcher.info import ProcInfo
+from ray_launcher.info import Attempt, ProcInfo, ProcState
 from ray_launcher.spawner import ProcSpawner
 
 
@@ -24,6 +27,7 @@ class Queries(ProcSpawner):
 
     _owner: Owner
     _roster: Roster
+    _history: History
     _restored: Restored
     _links: Links
     _gangs: Gangs
@@ -37,17 +41,17 @@ class Queries(ProcSpawner):
         wait: for that, or its end.  attempt: which one, that may be yet to come; None: the one that is under way. The
         number is None where no other attempt can follow.
         """
-        await self.in_turn(launcher, number)
-        await self._restored.until(lambda: self._roster.find(proc_id) is not None)
-        proc = self._roster.find(proc_id)
-        while proc is not None and attempt is not None and proc.attempt < attempt:
+        proc = await self._look_up(launcher, number, proc_id)
+        while isinstance(proc, Proc) and attempt is not None and proc.attempt < attempt:
             proc = await proc.after()
         if proc is None:
             return None
+        if isinstance(proc, Past):
+            return await self._locate_past(proc, attempt)
         if attempt is None:
             attempt = proc.attempt - bool(proc.link is None and proc.earlier and not wait)  # it waits to be restarted
         if attempt < proc.attempt:
-            return await self._locate_earlier(proc, attempt)
+            return await self._locate_earlier(proc.key, proc.attempt, proc.earlier, attempt)
         if wait and not proc.end.done():
             placing = asyncio.ensure_future(proc.placed.wait())
             await asyncio.wait((placing, proc.end), return_when=asyncio.FIRST_COMPLETED)
@@ -56,24 +60,44 @@ class Queries(ProcSpawner):
             await proc.link.all_arrived()
         return await self._links.agent_of(proc.link), proc.token, attempt + 1 if proc.may_follow else None
 
-    async def _locate_earlier(self, proc: Proc, attempt: int) -> tuple[Any, str, int]:
+    async def _locate_past(self, past: Past, attempt: int | None) -> tuple[Any, str, int | None] | None:
+        last = past.info.restarts
+        if attempt is not None and attempt < last:
+            return await self._locate_earlier(past.key, last, past.info.attempts, attempt)
+        if attempt is not None and attempt > last:
+            return None
+        return await self._links.agent_on(past.info.node_id), past.token, None
+
+    async def _locate_earlier(
+        self, key: LaunchKey, last: int, earlier: Sequence[Attempt], attempt: int
+    ) -> tuple[Any, str, int]:
         """Of an attempt that is over; the oldest are forgotten."""
-        known = dict(zip(range(proc.attempt - len(proc.earlier), proc.attempt), proc.earlier, strict=True))
-        link = self._links.by_node.get(known[attempt].node_id or "") if attempt in known else None
-        token = token_of(proc.key, attempt) if proc.key is not None else ""
-        return await self._links.agent_of(link), token, attempt + 1
+        known = dict(zip(range(last - len(earlier), last), earlier, strict=True))
+        agent = await self._links.agent_on(known[attempt].node_id) if attempt in known else None
+        return agent, token_of(key, attempt), attempt + 1
+
+    async def _look_up(self, launcher: str, number: int, proc_id: str) -> Proc | Past | None:
+        """The living one of that name, else the last that has ended, if it is remembered."""
+        await self.in_turn(launcher, number)
+        await self._restored.until(lambda: proc_id in self._roster.living)
+        return self._roster.living.get(proc_id) or self._history.find(proc_id)
 
     async def infos(self, launcher: str, number: int) -> list[ProcInfo]:
         """What is known of every proc, those that ended lately included."""
         await self.in_turn(launcher, number)
         await self._restored.until()
-        return self._roster.infos()
+        return self._all()
+
+    def _all(self) -> list[ProcInfo]:
+        living = self._roster.living
+        ended = [info for info in self._history.infos() if info.proc_id not in living]
+        return [*ended, *(proc.info() for proc in living.values())]
 
     async def await_ready(self, launcher: str, number: int, proc_id: str) -> str | None:
         """Return when a proc is ready: "", or how it has ended before; None: unknown."""
-        await self.in_turn(launcher, number)
-        await self._restored.until(lambda: self._roster.find(proc_id) is not None)
-        proc = self._roster.find(proc_id)
+        proc = await self._look_up(launcher, number, proc_id)
+        if isinstance(proc, Past):
+            return "" if proc.was_ready else str(decode_exit(proc.report))
         while proc is not None:
             ready = asyncio.ensure_future(proc.ready.wait())
             await asyncio.wait((ready, proc.end), return_when=asyncio.FIRST_COMPLETED)
@@ -86,6 +110,11 @@ class Queries(ProcSpawner):
             proc = following
         return None
 
+    async def about(self) -> tuple[SessionInfo, dict[str, Any], dict[ProcState, int]]:
+        """The session, its runtime_env, and how many procs are in which state."""
+        await self._restored.until()
+        return self._owner.session, self._owner.runtime_env, dict(Counter(info.state for info in self._all()))
+
     async def gang_cause(self, launcher: str, number: int, uid: str) -> int | None:
         """The rank that failed first, of a gang that is over."""
         await self.in_turn(launcher, number)
@@ -93,11 +122,11 @@ class Queries(ProcSpawner):
 
     async def await_end(self, launcher: str, number: int, proc_id: str) -> ExitReport:
         """The report of a proc, whoever launched it; raises `UnknownProcError`."""
-        await self.in_turn(launcher, number)
-        await self._restored.until(lambda: self._roster.find(proc_id) is not None)
-        proc = self._roster.find(proc_id)
+        proc = await self._look_up(launcher, number, proc_id)
         if proc is None:
             raise UnknownProcError(f"no proc {proc_id!r} in session {self._owner.session.name}")
+        if isinstance(proc, Past):
+            return proc.report
         while (following := await proc.after()) is not None:
             proc = following
         return proc.end.result()

@@ -1,4 +1,4 @@
-"""Which agents a session has, kept in Ray's own store (the GCS) for a spawner that is started again.
+"""What a spawner that is started again must know of its session, kept in Ray's own store (the GCS).
 
 Ray's list of actors does not do: it forgets those that are dead, whose procs somebody may still ask for.
 """
@@ -6,6 +6,7 @@ Ray's list of actors does not do: it forgets those that are dead, whose procs so
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
 
 from ray.experimental.internal_kv import (
     _internal_kv_del,
@@ -27,13 +28,7 @@ class Registry:
 
     def agents(self) -> dict[str, Node]:
         """By their names."""
-        found = {}
-        start = self._prefix + b"agent/"
-        for key in _internal_kv_list(start, namespace=NAMESPACE):
-            value = _internal_kv_get(key, namespace=NAMESPACE)
-            if value is not None:
-                found[bytes(key)[len(start) :].decode()] = pickle.loads(value)  # noqa: S301  # our own
-        return found
+        return {name.decode(): pickle.loads(value) for name, value in self._items(b"agent/")}  # noqa: S301  # our own
 
     def add(self, name: str, node: Node) -> None:
         """An agent is about to be started."""
@@ -73,8 +68,7 @@ class Registry:
 
     def gangs(self) -> list[bytes]:
         """What has been decided about each gang that is not over."""
-        keys = _internal_kv_list(self._prefix + b"gang/", namespace=NAMESPACE)
-        return list(filter(None, (_internal_kv_get(key, namespace=NAMESPACE) for key in keys)))
+        return [value for _, value in self._items(b"gang/")]
 
     def save_gang(self, uid: str, record: bytes) -> None:
         """Something has been decided about a gang."""
@@ -84,9 +78,48 @@ class Registry:
         """It is over."""
         _internal_kv_del(self._prefix + b"gang/" + uid.encode(), namespace=NAMESPACE)
 
+    def blocks(self) -> dict[int, bytes]:
+        """What is remembered of procs that have ended, by number."""
+        return {int(name): value for name, value in self._items(b"past/")}
+
+    def save_block(self, number: int, block: bytes) -> None:
+        """Some of it."""
+        _internal_kv_put(self._prefix + b"past/%d" % number, block, namespace=NAMESPACE)
+
+    def drop_block(self, number: int) -> None:
+        """It is forgotten."""
+        _internal_kv_del(self._prefix + b"past/%d" % number, namespace=NAMESPACE)
+
+    def launches(self) -> dict[tuple[str, int], bytes]:
+        """What has been asked for by a launcher, under a number, and has not ended."""
+        found = {}
+        for name, value in self._items(b"launch/"):
+            launcher, number = name.decode().rsplit("/", 1)
+            found[launcher, int(number)] = value
+        return found
+
+    def save_launch(self, key: tuple[str, int], payload: bytes) -> None:
+        """It has been asked for."""
+        _internal_kv_put(self._launch(key), payload, namespace=NAMESPACE)
+
+    def drop_launch(self, key: tuple[str, int]) -> None:
+        """It has ended."""
+        _internal_kv_del(self._launch(key), namespace=NAMESPACE)
+
     def clear(self) -> None:
         """The session is over."""
         _internal_kv_del(self._prefix, del_by_prefix=True, namespace=NAMESPACE)
+
+    def _items(self, kind: bytes) -> Iterator[tuple[bytes, bytes]]:
+        start = self._prefix + kind
+        for key in _internal_kv_list(start, namespace=NAMESPACE):
+            value = _internal_kv_get(key, namespace=NAMESPACE)
+            if value is not None:  # it may have been dropped meanwhile
+                yield bytes(key)[len(start) :], value
+
+    def _launch(self, key: tuple[str, int]) -> bytes:
+        launcher, number = key
+        return self._prefix + b"launch/%s/%d" % (launcher.encode(), number)
 
     def _key(self, name: str) -> bytes:
         return self._prefix + b"agent/" + name.encode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ray_launcher.cluster.link import Link
 from ray_launcher.cluster.nodes import Node
@@ -13,16 +13,20 @@ from ray_launcher.desk import LaunchKey
 class Restored:
     """`links` to the agents of earlier spawners; the first spawner of a session has none, and nothing to wait for.
 
-    caught_up: see `Owed`; set here.
+    caught_up: see `Owed`; set here.  claims: all launches of which launchers have no outcome; None: they will tell.
     """
 
-    def __init__(self, links: list[Link], caught_up: asyncio.Event) -> None:
+    def __init__(
+        self, links: list[Link], caught_up: asyncio.Event, claims: Mapping[str, set[int]] | None = None
+    ) -> None:
         self._caught_up = caught_up
-        self._unknown: set[LaunchKey] = set()  # asked for before, and neither found, nor launched, nor told to be lost
+        # Asked for before, and neither found, nor launched, nor told to be lost:
+        self._unknown = {(launcher, number) for launcher, numbers in (claims or {}).items() for number in numbers}
         self.lost: list[Node] = []  # nodes of earlier spawners, lost, or agents that have forgotten, what ran there
         self._first = not links
         self._waiting = len(links)
-        self._claims: dict[str, set[int]] = {}  # by launcher: all launches of which it has no outcome
+        self._complete = claims is not None
+        self._claims = dict(claims or {})  # by launcher: all launches of which it has no outcome
         self._found: set[LaunchKey] = set()
         self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks = [asyncio.ensure_future(self._await(link)) for link in links]
@@ -31,7 +35,7 @@ class Restored:
 
     async def claimed(self, launcher: str) -> None:
         """Return when everything is known, and what `launcher` still asks for, too."""
-        while self._waiting or launcher not in self._claims:
+        while self._waiting or not (self._complete or launcher in self._claims):
             await asyncio.shield(self._changed)
 
     async def until(self, known: Callable[[], bool] = lambda: False) -> None:
@@ -41,8 +45,7 @@ class Restored:
 
     def expects(self, key: LaunchKey) -> bool:
         """Whether news of a launch that the spawner has not heard of is worth keeping; if so, it is noted."""
-        launcher, number = key
-        if self._first or number not in self._claims.get(launcher, {number}):
+        if self._first or not self.may_come(key):
             return False
         self._found.add(key)
         self.decided(key)
@@ -56,7 +59,7 @@ class Restored:
     def may_come(self, key: LaunchKey) -> bool:
         """Whether a launch of an earlier spawner, not found yet, may still be asked for again."""
         launcher, number = key
-        return number in self._claims.get(launcher, {number})
+        return number in self._claims.get(launcher, () if self._complete else {number})
 
     def found(self) -> None:
         """A proc has been found."""
@@ -89,7 +92,7 @@ class Restored:
     def _look(self) -> None:
         if self._first:
             return
-        if self._claims and not self._waiting and not self._unknown:
+        if (self._complete or self._claims) and not self._waiting and not self._unknown:
             self._caught_up.set()
         else:
             self._caught_up.clear()

@@ -1,11 +1,10 @@
-"""Who is who in a session: its living procs by id and by token, and the last of those that have ended."""
+"""Who is who in a session: its living procs by id and by token."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
 import time
-from collections import OrderedDict
 from datetime import datetime, timezone
 
 from ray_launcher.cluster.link import Link
@@ -16,8 +15,6 @@ from ray_launcher.info import Attempt, ProcInfo, ProcState
 from ray_launcher.ranks import Member
 from ray_launcher.readiness import ReadyWhen
 
-#: Ended procs that are remembered: their results, and where their logs are.
-HISTORY = 1000
 #: Lines of stderr that are kept of an attempt after which there was another.
 _TAIL = 10
 
@@ -31,6 +28,7 @@ class Proc:
 
     proc_id: str
     token: str
+    key: LaunchKey
     end: asyncio.Future[ExitReport]
     link: Link | None = None  # None: its node is not chosen yet
     placed: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
@@ -38,7 +36,6 @@ class Proc:
     waits_for: str | None = None
     member: Member | None = None
     sought: bool = False  # somebody sees to its node
-    key: LaunchKey | None = None  # of a member
     earlier: tuple[Attempt, ...] = ()
     following: asyncio.Future[Proc | None] | None = None
     ready_when: ReadyWhen | None = None  # if that is to be found out
@@ -133,11 +130,10 @@ class Roster:
     def __init__(self) -> None:
         self.living: dict[str, Proc] = {}
         self._by_token: dict[str, Proc] = {}  # those that have an answer to give
-        self._ended: OrderedDict[str, Proc] = OrderedDict()
 
-    def add(self, proc_id: str, token: str) -> Proc:
+    def add(self, proc_id: str, token: str, key: LaunchKey) -> Proc:
         """A launch begins, or is found after a restart."""
-        proc = Proc(proc_id, token, asyncio.get_running_loop().create_future())
+        proc = Proc(proc_id, token, key, asyncio.get_running_loop().create_future())
         self._by_token[token] = proc
         holder = self.living.get(proc_id)
         if holder is None or holder.end.done():  # one that was found after a restart may have ended before this began
@@ -147,34 +143,17 @@ class Roster:
     def again(self, proc: Proc, token: str) -> Proc:
         """Another attempt follows, under the same name."""
         self.discard(proc)
-        return self.add(proc.proc_id, token)
+        return self.add(proc.proc_id, token, proc.key)
 
     def discard(self, proc: Proc) -> None:
-        """It is not the last attempt of its launch."""
+        """It has ended, and there is another attempt, or the id is free again."""
         self._by_token.pop(proc.token, None)
         if self.living.get(proc.proc_id) is proc:
             del self.living[proc.proc_id]
 
-    def end(self, proc: Proc) -> None:
-        """Its result is on its way to the launcher: the id is free again."""
-        self.discard(proc)
-        self._ended[proc.proc_id] = proc
-        self._ended.move_to_end(proc.proc_id)
-        if len(self._ended) > HISTORY:
-            self._ended.popitem(last=False)
-
-    def find(self, proc_id: str) -> Proc | None:
-        """The living one of that name, else the last that ended, if it is remembered."""
-        return self.living.get(proc_id) or self._ended.get(proc_id)
-
     def by_token(self, token: str) -> Proc | None:
         """The launch of that token that has not given its answer."""
         return self._by_token.get(token)
-
-    def infos(self) -> list[ProcInfo]:
-        """All that are known, the ended ones first, each in order of their launches or ends."""
-        ended = [proc for proc_id, proc in self._ended.items() if proc_id not in self.living]
-        return [proc.info() for proc in (*ended, *self.living.values())]
 
 
 def _utc(stamp: float | None) -> datetime | None:

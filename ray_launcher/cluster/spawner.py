@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import pickle
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 
+from ray_launcher.cluster.docket import Docket
 from ray_launcher.cluster.gangs import Gangs
+from ray_launcher.cluster.history import History, Past
 from ray_launcher.cluster.leases import Leases
 from ray_launcher.cluster.link import NEVER_STARTED, Link, Owner
 from ray_launcher.cluster.links import Links
@@ -31,6 +34,7 @@ from ray_launcher.desk import LaunchKey, Message
 from ray_launcher.exits import ExitReport
 from ray_launcher.options import LaunchOptions, Placement
 from ray_launcher.ranks import Member
+from ray_launcher.spawner import desk_of
 
 
 class ClusterSpawner(Queries):
@@ -52,7 +56,13 @@ class ClusterSpawner(Queries):
         owner = Owner(session, runtime_env, self._owed, registry.next_generation() if again else 0)
         self._owner = owner
         self._links = Links(owner, self._news, registry.agents() if again else {})
-        self._restored = Restored(list(self._links.by_name.values()), self._owed.caught_up)
+        self._docket = Docket(registry, again) if session.detached else None
+        self._history = History(registry, session.history, self._on_kept, again)
+        found = {} if self._docket is None else self._docket.found()
+        claims = {launcher: {message.number for message in messages} for launcher, messages in found.items()}
+        self._restored = Restored(
+            list(self._links.by_name.values()), self._owed.caught_up, None if self._docket is None else claims
+        )
         if begun is not None and not again:
             self._links.begin(*begun)
         self._leases = Leases(session.name, again)
@@ -61,6 +71,8 @@ class ClusterSpawner(Queries):
         self._sorting = asyncio.ensure_future(self._sort_out())
         self._placer = Placer(self._links, self._leases, self._holders)
         self._gangs = Gangs(self._placer, registry, self, again)
+        for launcher, messages in found.items():
+            desk_of(self).resume(launcher, messages)
 
     async def launch(self, proc_id: str, opts: LaunchOptions) -> ExitReport:
         """Not called: `launch_as` is."""
@@ -75,33 +87,52 @@ class ClusterSpawner(Queries):
             await self._await(proc_id, key, restartable=member is not None)
         proc = self._find_launch(key)
         if proc is None:
-            refusal = self._refusal(proc_id)
-            if refusal:
-                return _failed(refusal)
+            answer = await self._answer(key, proc_id)
+            if answer is not None:
+                return answer
             proc = self._begin(key, proc_id, opts.placement, message, member)
+        last = await self._see_through(proc, opts, message, member)
+        if self._docket is not None and last.token not in self._unsettled:  # no agent would tell a later spawner
+            await self._history.kept()
+        return last.end.result()
+
+    async def _see_through(self, proc: Proc, opts: LaunchOptions, message: Message, member: Member | None) -> Proc:
+        """One attempt after the other; returns the last, which has ended."""
         following: Proc | None = proc
         try:
             while following is not None:
                 proc = following
                 if not proc.sought:
                     proc.ready_when = opts.ready_when
-                    await self._launch(proc, key, opts.placement, message, member)
+                    await self._launch(proc, proc.key, opts.placement, message, member)
                 await proc.end
                 following = await proc.after()
-            return proc.end.result()
         except asyncio.CancelledError:
             self._stop(proc, None)
             raise
         finally:
-            self._roster.end(proc)
+            self._end(proc)
             if proc.link is None:
                 self._leases.release(proc.token, reusable=False)  # its node may be lost
+        return proc
+
+    async def _answer(self, key: LaunchKey, proc_id: str) -> ExitReport | None:
+        """What a launch that is not under way came to, or would come to at once; None: it can begin."""
+        past = self._history.by_key(key)
+        if past is not None:
+            self._restored.decided(key)
+            return past.report
+        refusal = self._refusal(proc_id)
+        if not refusal:
+            return None
+        await self._drop([key])
+        return _failed(refusal)
 
     def _begin(
         self, key: LaunchKey, proc_id: str, placement: Placement, message: Message, member: Member | None
     ) -> Proc:
         """A launch, of which nothing is known; one of an earlier spawner may have ended with its node."""
-        proc = self._roster.add(proc_id, self._token(key))
+        proc = self._roster.add(proc_id, self._token(key), key)
         lost = fitting(placement, self._restored.lost) if message.again else []
         if not lost:
             self._restored.decided(key)
@@ -112,6 +143,41 @@ class ClusterSpawner(Queries):
             if member is not None:  # which may be ending its ranks just now
                 self._gangs.add(proc, key, member._replace(attempt=self._gangs.attempt(key)), again=True)
         return proc
+
+    def _end(self, proc: Proc) -> None:
+        """It is the last attempt of its launch, whose result, once it is there, is remembered."""
+        self._roster.discard(proc)
+        if proc.end.done():
+            self._remember(proc)
+        else:
+            proc.end.add_done_callback(lambda _: self._remember(proc))
+
+    def _remember(self, proc: Proc) -> None:
+        if proc.end.cancelled():
+            self._going.add(asyncio.ensure_future(self._drop([proc.key])))
+        else:
+            report = proc.end.result()
+            self._history.add(Past(proc.key, proc.token, proc.info(), report, proc.ready.is_set()))
+
+    async def _on_kept(self, pasts: Sequence[Past]) -> None:
+        """Of a detached session, nobody else needs them."""
+        if self._docket is not None:
+            for past in pasts:
+                self._over(past.key[0], [past.key[1]])
+            await self._drop([past.key for past in pasts])
+
+    async def _drop(self, keys: Sequence[LaunchKey]) -> None:
+        if self._docket is not None:
+            await self._docket.drop(keys)
+
+    async def serve_post(self, launcher: str, incarnation: str, post: bytes) -> str:
+        """See `ProcSpawner.serve_post`; what is taken on in a detached session is on the docket before."""
+        desk = desk_of(self)
+        if self._docket is not None and incarnation == desk.incarnation:
+            messages = pickle.loads(post).messages  # noqa: S301  # from a launcher of the same Ray cluster
+            taken = desk.account(launcher).taken
+            await self._docket.keep(launcher, [message for message in messages if message.number > taken])
+        return await super().serve_post(launcher, incarnation, post)
 
     async def _sort_out(self) -> None:
         await self._restored.until()
@@ -195,7 +261,12 @@ class ClusterSpawner(Queries):
         return self._find_launch(key)
 
     def on_settled(self, launcher: str, numbers: list[int]) -> None:
-        """See `ProcSpawner.on_settled`: the reports of these need not be kept any longer."""
+        """See `ProcSpawner.on_settled`. Of a detached session's, `_on_kept` sees to."""
+        if self._docket is None:
+            self._over(launcher, numbers)
+
+    def _over(self, launcher: str, numbers: list[int]) -> None:
+        """The reports of these need not be kept any longer."""
         self._restored.settled(launcher, numbers)
         self._owed.settled(launcher, numbers)
         for number in numbers:
@@ -203,7 +274,7 @@ class ClusterSpawner(Queries):
             proc = self._find_launch(key)
             if proc is not None:  # found to have been told by an earlier spawner, or cancelled, and perhaps it runs
                 self._stop(proc, None)
-                self._roster.end(proc)
+                self._end(proc)
             self._settle(self._token(key))
             self._gangs.forget(key)
         self._gangs.check()
@@ -215,7 +286,8 @@ class ClusterSpawner(Queries):
 
     def on_resync(self, launcher: str, numbers: set[int]) -> None:
         """See `ProcSpawner.on_resync`: what has ended of others need not be kept."""
-        self.on_settled(launcher, [number for _, number in self._restored.claim(launcher, numbers)])
+        if self._docket is None:
+            self.on_settled(launcher, [number for _, number in self._restored.claim(launcher, numbers)])
 
     # -- for the launcher's other calls ---------------------------------------------------------------------------
 
@@ -228,6 +300,7 @@ class ClusterSpawner(Queries):
             if proc.link is None:
                 self._request(proc, None)
         await self._links.end(grace)
+        await self._history.kept()
         with contextlib.suppress(Exception):
             await self._leases.end()
             await asyncio.get_running_loop().run_in_executor(None, Registry(self._owner.session.name).clear)
@@ -325,7 +398,7 @@ class ClusterSpawner(Queries):
             return None
         if not self._restored.expects(note.key):
             return None
-        proc = self._roster.add(note.proc_id, news.token)
+        proc = self._roster.add(note.proc_id, news.token, note.key)
         proc.ready_when = note.ready_when
         proc.place(link)
         if note.lease is not None:

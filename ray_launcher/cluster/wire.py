@@ -24,12 +24,17 @@ class SessionInfo:
     name: unique on the cluster.  grace: from TERM to KILL when the session ends without `close`.
     lease: how long a node's procs live without contact to the spawner.
     start: how long an agent may take to answer for the first time, besides what its runtime_env takes.
+    detached: it outlives its driver.  history: how many procs that have ended are remembered.
+    created: when, by its driver's clock.
     """
 
     name: str
     grace: float = 5.0
     lease: float = 30.0
     start: float = 60.0
+    detached: bool = False
+    history: int = 1000
+    created: float = 0.0
 
 
 class Grant(NamedTuple):

@@ -240,7 +240,7 @@ def test_a_flexible_gang_outlives_the_spawner(launcher: RayProcLauncher) -> None
         ({"gang_id": ""}, ValueError, "proc_id is empty"),
         ({"opts": shell("exit", env={"RANK": "7"})}, ValueError, r"env\['RANK'\] is set by the gang itself"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_bad_arguments_are_refused_at_the_call(
     shared: RayProcLauncher, changes: dict[str, Any], error: type[Exception], text: str

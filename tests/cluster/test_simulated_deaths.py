@@ -168,12 +168,19 @@ def _run(seed: int, *, deaths: int, victims: str, trouble: float = 0.0, slow: fl
         await scenario.play(deaths)
         await scenario.check()
 
-    _play(plot, seed, trouble, slow)
+    _play(plot, seed, trouble, slow, detached=seed % 2 == 1)
 
 
-def _play(plot: Callable[[World], Awaitable[None]], seed: int = 0, trouble: float = 0.0, slow: float = 0.001) -> None:
+def _play(
+    plot: Callable[[World], Awaitable[None]],
+    seed: int = 0,
+    trouble: float = 0.0,
+    slow: float = 0.001,
+    *,
+    detached: bool = False,
+) -> None:
     async def run() -> None:
-        await plot(World(loop, seed, trouble))
+        await plot(World(loop, seed, trouble, detached=detached))
 
     loop = SimLoop(slow)
     try:

@@ -32,7 +32,7 @@ from ray_launcher.node.reports import Reports, failed
 from ray_launcher.node.spec import Spec
 from ray_launcher.port import ExitPort
 from ray_launcher.ranks import Member, Shape
-from ray_launcher.spawner import _desk
+from ray_launcher.spawner import desk_of
 
 SIGNALED, EXITED = b"signaled", b"exited"
 
@@ -55,7 +55,7 @@ def _copy(name: str, **replaced: Any) -> Any:
 class World:
     """Two nodes, a session, its launcher; what procs there have been, and what became of them."""
 
-    def __init__(self, loop: SimLoop, seed: int, trouble: float) -> None:
+    def __init__(self, loop: SimLoop, seed: int, trouble: float, *, detached: bool = False) -> None:
         self.loop, self.chance = loop, random.Random(seed)  # noqa: S311  # noise, no secret
         self._trouble = trouble
         self.starts: dict[tuple[str, int], list[bytes]] = {}  # by the launch's key: what each start ended with
@@ -71,10 +71,12 @@ class World:
         self.silences: dict[str, float] = {}
         self.leases: dict[str, _Lease] = {}
         self.gangs: dict[str, bytes] = {}
+        self.blocks: dict[int, bytes] = {}
+        self.docket: dict[tuple[str, int], bytes] = {}
         self.generation = 0
         self.nodes = [Node(f"node-{letter}", "10.0.0.1", {}, 2.0) for letter in "ab"]
         self._load()
-        session = SessionInfo("sim", grace=1.0, lease=30.0)
+        session = SessionInfo("sim", grace=1.0, lease=30.0, detached=detached)
         self._begun = self.nodes[0], f"sim-{self.nodes[0].node_id}-first"
         self.spawner = Actor(
             spawner_actor("sim"), functools.partial(self._make_spawner, session), self.chance, trouble=trouble
@@ -128,7 +130,7 @@ class World:
         """What every layer keeps for the launcher."""
         if self.spawner.instance is None:
             return {}
-        desk = _desk(self.spawner.instance).account("launcher")
+        desk = desk_of(self.spawner.instance).account("launcher")
         agents = [agent.instance for agent in self.agents.values() if agent.instance is not None]
         return {
             "open": len(self.mail._ledger.open),
@@ -139,6 +141,7 @@ class World:
             "roster": sorted(self.spawner.instance._roster.living),
             "launches": [token for link in self.spawner.instance._links.by_node.values() for token in link.launches],
             "leases": list(self.leases),
+            "docket": list(self.docket),
             "gangs": [*self.gangs, *self.spawner.instance._gangs._teams],
             "attempts": list(self.spawner.instance._gangs._attempts),
             "running": [token for agent in agents for token in agent._keeper.running],
@@ -335,6 +338,24 @@ class _Registry:
 
     def drop_gang(self, uid: str) -> None:
         self._world.gangs.pop(uid, None)
+
+    def blocks(self) -> dict[int, bytes]:
+        return dict(self._world.blocks)
+
+    def save_block(self, number: int, block: bytes) -> None:
+        self._world.blocks[number] = block
+
+    def drop_block(self, number: int) -> None:
+        del self._world.blocks[number]
+
+    def launches(self) -> dict[tuple[str, int], bytes]:
+        return dict(self._world.docket)
+
+    def save_launch(self, key: tuple[str, int], payload: bytes) -> None:
+        self._world.docket[key] = payload
+
+    def drop_launch(self, key: tuple[str, int]) -> None:
+        del self._world.docket[key]
 
     def clear(self) -> None:
         self._world.registry.clear()
