@@ -14,6 +14,7 @@ from ray_launcher.errors import (
     ProcLauncherError,
     TerminateError,
     UnknownProcError,
+    UnknownSessionError,
 )
 from ray_launcher.exits import (
     Exited,
@@ -26,7 +27,7 @@ from ray_launcher.exits import (
     decode_exit,
 )
 from ray_launcher.gang import Gang, GangResult, is_spare
-from ray_launcher.info import Attempt, ProcInfo, ProcState
+from ray_launcher.info import Attempt, ProcEvent, ProcInfo, ProcState
 from ray_launcher.launcher import ActorProcLauncher, LaunchResult, ProcLauncher
 from ray_launcher.logs import LogChunk
 from ray_launcher.options import LaunchOptions, Placement, ProcBind
@@ -57,6 +58,7 @@ __all__ = [
     "NotReadyError",
     "Placement",
     "ProcBind",
+    "ProcEvent",
     "ProcExitKind",
     "ProcExitResult",
     "ProcInfo",
@@ -72,6 +74,7 @@ __all__ = [
     "Strategy",
     "TerminateError",
     "UnknownProcError",
+    "UnknownSessionError",
     "decode_exit",
     "gang_env",
     "is_spare",

@@ -6,7 +6,9 @@
         ├── TerminateError      a terminate could not be requested
         ├── KillError           a kill could not be requested
         ├── DecodeError         what a spawner returned is not an exit report
-        └── UnknownProcError    no proc of this id is known here
+        ├── NotReadyError       a proc has ended before it was ready
+        ├── UnknownProcError    no proc of this id is known here
+        └── UnknownSessionError no session of this name is there
 
 How a proc ends is never an exception: it is a ``ProcExitResult`` (see ``exits``). A wrong argument is the caller's
 mistake and raises ``TypeError`` or ``ValueError`` instead.
@@ -23,6 +25,7 @@ __all__ = [
     "ProcLauncherError",
     "TerminateError",
     "UnknownProcError",
+    "UnknownSessionError",
     "describe_exception",
 ]
 
@@ -53,6 +56,10 @@ class NotReadyError(ProcLauncherError):
 
 class UnknownProcError(ProcLauncherError):
     """No proc of this id is running or in the history of finished ones."""
+
+
+class UnknownSessionError(ProcLauncherError):
+    """The cluster has no session of this name."""
 
 
 def describe_exception(error: BaseException) -> str:

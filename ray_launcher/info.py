@@ -51,3 +51,19 @@ class ProcInfo:
     ready: bool = False
     waits_for: str | None = None
     attempts: tuple[Attempt, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcEvent:
+    """A proc has come to be in another state; its parts are as in `ProcInfo`. when: UTC, by the spawner's clock."""
+
+    when: datetime
+    proc_id: str
+    state: ProcState
+    node_id: str | None = None
+    node_ip: str | None = None
+    pid: int | None = None
+    gang_id: str | None = None
+    rank: int | None = None
+    restarts: int = 0
+    result: ProcExitResult | None = None

@@ -67,15 +67,15 @@ class ProcLauncher(ABC):
 class ActorProcLauncher(ProcLauncher):
     """Launches procs through a spawner actor. Safe to use from several threads."""
 
-    def __init__(self, spawner: ActorHandle[Any]) -> None:
+    def __init__(self, spawner: ActorHandle[Any], *, _id: str | None = None, _at_once: bool = True) -> None:
         """`spawner` is the handle of a `ProcSpawner` actor: see `start_spawner`."""
         if not isinstance(spawner, ActorHandle):
             raise TypeError(f"spawner must be an actor handle, from start_spawner(...), not {spawner!r}")
         if not hasattr(spawner, "serve_post"):
             raise TypeError("spawner is no ProcSpawner: derive its class from ray_launcher.ProcSpawner")
         self._spawner: Any = spawner
-        self._id = uuid.uuid4().hex
-        self._mail = Mail(spawner, self._id)
+        self._id = _id or uuid.uuid4().hex
+        self._mail = Mail(spawner, self._id, at_once=_at_once)
         self._lock = threading.Lock()
         self._open: dict[str, dict[int, ExitPort]] = {}  # launches without a result, by proc_id and message number
         self._finished: set[str] = set()
@@ -90,7 +90,7 @@ class ActorProcLauncher(ProcLauncher):
         """See `ProcLauncher.launch`."""
         proc_id = check_proc_id(proc_id)
         payload = _pickled((proc_id, self._check_options(opts)))
-        self._check_open()
+        self._check_may_launch()
         [(_, port)] = self._send([proc_id], [payload])
         return LaunchResult(proc_id, port)
 
@@ -105,7 +105,7 @@ class ActorProcLauncher(ProcLauncher):
         if not checked:
             return {}
         payloads = [_pickled(each) for each in checked]
-        self._check_open()
+        self._check_may_launch()
         proc_ids = [proc_id for proc_id, _ in checked]
         ports = self._send(proc_ids, payloads)
         return {proc_id: LaunchResult(proc_id, port) for proc_id, (_, port) in zip(proc_ids, ports, strict=True)}
@@ -129,6 +129,10 @@ class ActorProcLauncher(ProcLauncher):
         """Raise LaunchError when nothing can be launched any more. A spawner that is gone closes the port instead."""
         if not self._connected():
             raise LaunchError("this process is no longer connected to the launcher's cluster: Ray was shut down")
+
+    def _check_may_launch(self) -> None:
+        """As `_check_open`, for those who can do more than launch."""
+        self._check_open()
 
     def _connected(self) -> bool:
         return self._mail.connected

@@ -50,9 +50,12 @@ _LET_GO = 1.0
 
 
 class Mail:
-    """Everything between one launcher, `name`, and its spawner."""
+    """Everything between one launcher, `name`, and its spawner.
 
-    def __init__(self, spawner: Any, name: str) -> None:
+    at_once: whether to get in touch with it now, or when there is something to send.
+    """
+
+    def __init__(self, spawner: Any, name: str, *, at_once: bool = True) -> None:
         self._spawner, self._name = spawner, name
         self._connection = connection()
         self._lock = threading.Lock()
@@ -67,7 +70,9 @@ class Mail:
         self._end: BaseException | None = None
         self._closed: threading.Event | None = None
         self._patience: threading.Timer | None = None
-        run_soon(self._poll)
+        self._begun = at_once
+        if at_once:
+            run_soon(self._poll)
 
     def expect_answer(self, seconds: float, otherwise: str) -> None:
         """Kill a spawner that has not answered once within so many seconds: Ray would try to start it for ever."""
@@ -126,7 +131,7 @@ class Mail:
 
     def close(self) -> None:
         """Let go of the spawner, which may be killed next; call it when nothing is open."""
-        if self.connected and self.gone is None:
+        if self.connected and self.gone is None and self._begun:
             self._closed = threading.Event()
             hushed = self._spawner.serve_hush.remote(self._name)
             self._closed.wait(_LET_GO)
@@ -139,6 +144,9 @@ class Mail:
             if self._queued or self._inflight:
                 return
             self._queued = True
+            begin, self._begun = not self._begun, True
+        if begin:
+            run_soon(self._poll)
         run_soon(self._post_some)
 
     def _post_some(self) -> None:

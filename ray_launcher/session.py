@@ -10,7 +10,7 @@ import uuid
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,15 +19,17 @@ import ray
 from ray.exceptions import RayError
 
 from ray_launcher import checks
+from ray_launcher.cluster.actors import find, spawner_actor
 from ray_launcher.cluster.environment import NOT_STARTED, setup_time
 from ray_launcher.cluster.wire import SessionInfo
-from ray_launcher.errors import LaunchError
+from ray_launcher.errors import LaunchError, UnknownSessionError
 from ray_launcher.exits import ProcExitResult
 from ray_launcher.gang import Gang
+from ray_launcher.launcher import ActorProcLauncher
 from ray_launcher.options import LaunchOptions, Placement, ProcBind, check_proc_id, check_timeout
 from ray_launcher.plan import plan_gang
 from ray_launcher.ranks import Strategy
-from ray_launcher.sessions import attach_or_start
+from ray_launcher.sessions import about, attach_or_start
 from ray_launcher.view import View
 
 if TYPE_CHECKING:
@@ -80,13 +82,36 @@ class RayProcLauncher(View):
             raise TypeError(f"runtime_env must be a dict as ray.init takes it, not {type(runtime_env).__name__}")
         if not ray.is_initialized():
             ray.init(address=address, log_to_driver=False)
-        self.session, self.detached = info.name, detached
-        self._closed = self._ended_session = False
-        self._settled = threading.Event()  # closed, and every port has resolved
+        info = replace(info, owner=uuid.uuid4().hex)
         spawner, made = attach_or_start(info, runtime_env)
-        super().__init__(spawner)
+        self._take(spawner, info, owned=not detached, at_once=True)
         if made:
             self._mail.expect_answer(info.start + setup_time(runtime_env or {}), NOT_STARTED)
+
+    @classmethod
+    def find(cls, session: str) -> Self:
+        """A launcher for a session that is there, detached or not; `close` leaves it as it is.
+
+        It can launch in a detached one only: procs of another belong to its driver. `ray.init` must have been called.
+        Raises `UnknownSessionError`, TypeError or ValueError for a bad name.
+        """
+        name = _session_name(session)
+        if not ray.is_initialized():
+            raise UnknownSessionError(f"no session {name!r}: this process is not connected; call ray.init(...) first")
+        spawner = find(spawner_actor(name))
+        if spawner is None:
+            raise UnknownSessionError(f"no session {name!r} on this cluster: see ray_launcher.sessions()")
+        info, _, _ = about(name, spawner)
+        self = cls.__new__(cls)
+        self._take(spawner, info, owned=False, at_once=False)
+        return self
+
+    def _take(self, spawner: Any, info: SessionInfo, *, owned: bool, at_once: bool) -> None:
+        self.session, self.detached = info.name, info.detached
+        self._owned = owned
+        self._closed = self._session_ended = False
+        self._settled = threading.Event()  # closed, and every port has resolved
+        ActorProcLauncher.__init__(self, spawner, _id=info.owner if owned else None, _at_once=at_once)
         _at_exit.add(self)
 
     def __enter__(self) -> Self:
@@ -105,7 +130,7 @@ class RayProcLauncher(View):
         ValueError.
         """
         grace = check_timeout("grace", grace)
-        if not self.detached:
+        if self._owned:
             self.end(grace)
         elif not self._closed:
             self._closed = True
@@ -115,9 +140,9 @@ class RayProcLauncher(View):
     def end(self, grace: float = 10) -> None:
         """End the session, whoever else uses it; the same as `close` for one that is not detached."""
         grace = check_timeout("grace", grace)
-        if self._ended_session:
+        if self._session_ended:
             return
-        self._closed = self._ended_session = True
+        self._closed = self._session_ended = True
         _at_exit.discard(self)
         if not self._connected():
             return  # Ray is gone, and the session with it
@@ -164,7 +189,7 @@ class RayProcLauncher(View):
         Raises TypeError or ValueError for bad arguments, `LaunchError` when the launcher is closed.
         """
         gang_id = check_proc_id(gang_id)
-        self._check_open()
+        self._check_may_launch()
         plan = plan_gang(gang_id, opts, nnodes, nproc_per_node, strategy, fail_fast, grace, max_restarts, restart_delay)
         launches = dict(self._launch_gang(plan.shape, [self._check_options(each) for each in plan.options]))
         return Gang(
@@ -178,6 +203,11 @@ class RayProcLauncher(View):
         if self._closed:
             raise LaunchError("the launcher is closed: make a new RayProcLauncher")
         super()._check_open()
+
+    def _check_may_launch(self) -> None:
+        self._check_open()
+        if not self._owned and not self.detached:
+            raise LaunchError(f"session {self.session!r} is not detached: its procs are launched by its driver alone")
 
     def _check_options(self, opts: LaunchOptions) -> LaunchOptions:
         return _plain(super()._check_options(opts))

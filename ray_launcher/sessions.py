@@ -85,10 +85,7 @@ def attach_or_start(info: SessionInfo, runtime_env: dict[str, Any] | None) -> tu
             found = find(spawner_actor(info.name))
             if found is None:
                 raise
-    try:
-        theirs, environment, _ = ray.get(found.about.remote())
-    except RayError as error:
-        raise ProcLauncherError(f"session {info.name!r} has just ended: {gone_because(error)}") from None
+    theirs, environment, _ = about(info.name, found)
     if not theirs.detached:
         raise ValueError(f"session {info.name!r} exists already on this cluster: end it, or choose another name")
     if not info.detached:
@@ -98,6 +95,15 @@ def attach_or_start(info: SessionInfo, runtime_env: dict[str, Any] | None) -> tu
             f"runtime_env is not that of session {info.name!r}, which exists: leave it out, or end that session"
         )
     return found, False
+
+
+def about(name: str, spawner: Any) -> tuple[SessionInfo, dict[str, Any], dict[ProcState, int]]:
+    """What that spawner has to say of its session. Raises `ProcLauncherError` where it is gone for good."""
+    try:
+        said: tuple[SessionInfo, dict[str, Any], dict[ProcState, int]] = ray.get(spawner.about.remote())
+    except RayError as error:
+        raise ProcLauncherError(f"session {name!r} has just ended: {gone_because(error)}") from None
+    return said
 
 
 def _start(info: SessionInfo, runtime_env: dict[str, Any]) -> Any:

@@ -13,8 +13,10 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayError
 
+from ray_launcher.cluster.events import Happening
 from ray_launcher.errors import KillError, NotReadyError, ProcLauncherError, UnknownProcError
-from ray_launcher.info import ProcInfo
+from ray_launcher.exits import decode_exit
+from ray_launcher.info import ProcEvent, ProcInfo
 from ray_launcher.launcher import ActorProcLauncher, LaunchResult
 from ray_launcher.logs import LogChunk, LogStreams, lines_of
 from ray_launcher.options import check_proc_id, check_timeout
@@ -31,15 +33,56 @@ class View(ActorProcLauncher):
         infos: list[ProcInfo] = self._answer("infos")
         return infos
 
+    def info(self, proc_id: str) -> ProcInfo:
+        """One proc of the session. Raises `UnknownProcError` for an id that is not known, or no more."""
+        proc_id = check_proc_id(proc_id)
+        found = {info.proc_id: info for info in self.procs()}.get(proc_id)
+        if found is None:
+            raise UnknownProcError(f"no proc {proc_id!r} in session {self.session}")
+        return found
+
+    def remove(self, *proc_ids: str) -> list[str]:
+        """Forget procs that have ended, with their logs. The answer is those that are left: they run, or are unknown.
+
+        Raises `ProcLauncherError`.
+        """
+        left: list[str] = self._answer("remove", [check_proc_id(proc_id) for proc_id in proc_ids])
+        return left
+
+    def events(self, *, past: bool = False, follow: bool = True) -> Iterator[ProcEvent]:
+        """Each change of a proc's state, as it comes: PENDING, STARTING, RUNNING, TERMINATING, EXITED.
+
+        past: begin with those of the last 10,000 that are remembered; a spawner that was started again remembers its
+        own.  follow: go on until the session ends; False: what there has been. One that was told before a spawner
+        died is not told again. Raises `ProcLauncherError` where the session is not to be reached to begin with.
+        """
+        self._check_open()
+        return self._events(self._ask("events", None, 0 if past or not follow else None, False), follow)
+
+    def _events(self, first: ObjectRef[Any], follow: bool) -> Iterator[ProcEvent]:
+        incarnation, last, happened = _got(first)
+        told: dict[str, tuple[object, ...]] = {}  # by proc_id: its last state
+        while True:
+            for each in happened:
+                event = _event(each)
+                state = event.state, event.restarts, event.pid
+                if told.get(event.proc_id) != state:
+                    told[event.proc_id] = state
+                    yield event
+            if not follow and not happened:
+                return
+            try:
+                self._check_open()
+                incarnation, last, happened = _got(self._ask("events", incarnation, last, follow))
+            except ProcLauncherError:
+                return  # the session, or this launcher, is gone
+
     def attach(self, proc_id: str) -> LaunchResult:
         """A proc of the session with an exit port of its own, whoever launched it; also one that ended lately.
 
         Raises `UnknownProcError` for an id that is not known, or no more, and `ProcLauncherError`.
         """
-        proc_id = check_proc_id(proc_id)
-        found = {info.proc_id: info for info in self.procs()}.get(proc_id)
-        if found is None:
-            raise UnknownProcError(f"no proc {proc_id!r} in session {self.session}")
+        found = self.info(proc_id)
         port = ExitPort(self._ask("await_end", proc_id))
         return LaunchResult(proc_id, port, found.pid, found.started_at or datetime.now(timezone.utc))
 
@@ -130,6 +173,22 @@ class View(ActorProcLauncher):
     def _check_known(self, proc_id: str, location: ObjectRef[Any]) -> None:
         if _got(location) is None:
             raise UnknownProcError(f"no proc {proc_id!r} in session {self.session}")
+
+
+def _event(happened: Happening) -> ProcEvent:
+    node, report = happened.node, happened.report
+    return ProcEvent(
+        when=datetime.fromtimestamp(happened.when, timezone.utc),
+        proc_id=happened.proc_id,
+        state=happened.state,
+        node_id=None if node is None else node.node_id,
+        node_ip=None if node is None else node.ip,
+        pid=happened.pid,
+        gang_id=happened.gang_id,
+        rank=happened.rank,
+        restarts=happened.restarts,
+        result=None if report is None else decode_exit(report),
+    )
 
 
 def _got(ref: ObjectRef[Any]) -> Any:

@@ -157,6 +157,10 @@ class Agent:
         """Where the last so many lines of log files begin, by file name: an offset for `read`."""
         return {name: tail_offset(self._logs / name, lines) for name in names}
 
+    async def remove_logs(self, proc_id: str, token: str) -> None:
+        """Of a launch that has ended."""
+        self._specs.remove_logs(proc_id, token)
+
     async def open_port(self, name: str) -> int:
         """A port of this node that nobody else gets until the launch that is granted `name` comes here."""
         return self._ports.keep(name)

@@ -51,6 +51,7 @@ class History:
         self._blocks: deque[tuple[int, list[Past]]] = deque()
         self._unkept: list[Past] = []
         self._keeping: asyncio.Task[None] | None = None
+        self._closed = False
         self._lock = asyncio.Lock()  # around what is done to blocks
         for number, pickled in sorted(registry.blocks().items() if again else ()):
             block: list[Past] = pickle.loads(pickled)  # noqa: S301  # our own
@@ -65,7 +66,7 @@ class History:
         past = _shortened(past)
         self._enter(past)
         self._unkept.append(past)
-        if self._keeping is None or self._keeping.done():
+        if not self._closed and (self._keeping is None or self._keeping.done()):
             self._keeping = asyncio.ensure_future(self._keep())
 
     def find(self, proc_id: str) -> Past | None:
@@ -97,6 +98,11 @@ class History:
         """Return when all that has ended until now is kept."""
         if self._keeping is not None:
             await asyncio.shield(self._keeping)
+
+    async def close(self) -> None:
+        """Nothing more is kept: return when nothing is being written."""
+        self._closed = True
+        await self.kept()
 
     # -- keeping --------------------------------------------------------------------------------------------------
 

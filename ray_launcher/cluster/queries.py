@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from ray_launcher.cluster.events import Events, Happening
 from ray_launcher.cluster.gangs import Gangs
 from ray_launcher.cluster.history import History, Past
 from ray_launcher.cluster.link import Owner
@@ -28,6 +29,7 @@ class Queries(ProcSpawner):
     _owner: Owner
     _roster: Roster
     _history: History
+    _events: Events
     _restored: Restored
     _links: Links
     _gangs: Gangs
@@ -114,6 +116,30 @@ class Queries(ProcSpawner):
         """The session, its runtime_env, and how many procs are in which state."""
         await self._restored.until()
         return self._owner.session, self._owner.runtime_env, dict(Counter(info.state for info in self._all()))
+
+    async def events(
+        self, launcher: str, number: int, incarnation: str | None, last: int | None, wait: bool
+    ) -> tuple[str, int, list[Happening]]:
+        """See `Events.after`."""
+        await self.in_turn(launcher, number)
+        return await self._events.after(incarnation, last, wait)
+
+    async def remove(self, launcher: str, number: int, proc_ids: Sequence[str]) -> list[str]:
+        """Forget procs that have ended, and remove their logs; the answer is those that run, or are not known."""
+        left = []
+        for proc_id in proc_ids:
+            found = await self._look_up(launcher, number, proc_id)
+            if not isinstance(found, Past) or await self._history.remove(proc_id) is None:
+                left.append(proc_id)
+                continue
+            info = found.info
+            first = info.restarts - len(info.attempts)
+            where = [*(attempt.node_id for attempt in info.attempts), info.node_id]
+            for attempt, node_id in enumerate(where, first):
+                agent = await self._links.agent_on(node_id)
+                if agent is not None:
+                    await agent.remove_logs.remote(proc_id, token_of(found.key, attempt))
+        return left
 
     async def gang_cause(self, launcher: str, number: int, uid: str) -> int | None:
         """The rank that failed first, of a gang that is over."""

@@ -13,11 +13,12 @@ from ray_launcher.desk import LaunchKey
 class Restored:
     """`links` to the agents of earlier spawners; the first spawner of a session has none, and nothing to wait for.
 
-    caught_up: see `Owed`; set here.  claims: all launches of which launchers have no outcome; None: they will tell.
+    caught_up: see `Owed`; set here.  owner: the only launcher that has launched anything; or claims: all launches of
+    which launchers have no outcome.
     """
 
     def __init__(
-        self, links: list[Link], caught_up: asyncio.Event, claims: Mapping[str, set[int]] | None = None
+        self, links: list[Link], caught_up: asyncio.Event, owner: str, claims: Mapping[str, set[int]] | None
     ) -> None:
         self._caught_up = caught_up
         # Asked for before, and neither found, nor launched, nor told to be lost:
@@ -25,7 +26,7 @@ class Restored:
         self.lost: list[Node] = []  # nodes of earlier spawners, lost, or agents that have forgotten, what ran there
         self._first = not links
         self._waiting = len(links)
-        self._complete = claims is not None
+        self._owner, self._complete = owner, claims is not None
         self._claims = dict(claims or {})  # by launcher: all launches of which it has no outcome
         self._found: set[LaunchKey] = set()
         self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -92,7 +93,7 @@ class Restored:
     def _look(self) -> None:
         if self._first:
             return
-        if (self._complete or self._claims) and not self._waiting and not self._unknown:
+        if (self._complete or self._owner in self._claims) and not self._waiting and not self._unknown:
             self._caught_up.set()
         else:
             self._caught_up.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
+from collections.abc import Callable
 from datetime import datetime, timezone
 
 from ray_launcher.cluster.link import Link
@@ -30,10 +31,13 @@ class Proc:
     token: str
     key: LaunchKey
     end: asyncio.Future[ExitReport]
+    on_change: Callable[[Proc], None]
+    rank_of: Member | None = None  # its gang, if it is one of a gang
     link: Link | None = None  # None: its node is not chosen yet
     placed: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     asked_to_end: bool = False
     waits_for: str | None = None
+    told: ProcState | None = None  # the last state that was told
     member: Member | None = None
     sought: bool = False  # somebody sees to its node
     earlier: tuple[Attempt, ...] = ()
@@ -48,6 +52,12 @@ class Proc:
         """Its node is chosen."""
         self.link, self.sought = link, True
         self.placed.set()
+        self.on_change(self)
+
+    def ask_to_end(self) -> None:
+        """Somebody wants it to."""
+        self.asked_to_end = True
+        self.on_change(self)
 
     def runs(self, news: Started) -> None:
         """Its process has been started; perhaps it is only on its way there (pid 0)."""
@@ -55,12 +65,14 @@ class Proc:
             self.pid, self.started = news.pid, news.when
             if self.ready_when is None:
                 self.ready.set()
+            self.on_change(self)
 
     def finish(self, report: ExitReport, when: float | None = None) -> None:
         """The one end; a second does nothing. when: by our own clock; None: now."""
         if not self.end.done():
             self.exited = time.time() if when is None else when
             self.end.set_result(report)
+            self.on_change(self)
 
     def follow(self, another: Proc | None) -> None:
         """It has ended, and this attempt follows, or none."""
@@ -93,10 +105,10 @@ class Proc:
     def info(self) -> ProcInfo:
         """What there is to know of it now."""
         node = None if self.link is None else self.link.node
-        member = None if self.member is None or self.member.shape.solo else self.member
+        member = self.rank_of
         return ProcInfo(
             proc_id=self.proc_id,
-            state=self._state(),
+            state=self.state,
             node_id=None if node is None else node.node_id,
             node_ip=None if node is None else node.ip,
             pid=self.pid,
@@ -111,7 +123,9 @@ class Proc:
             attempts=self.earlier,
         )
 
-    def _state(self) -> ProcState:
+    @property
+    def state(self) -> ProcState:
+        """See `ProcInfo`."""
         if self.end.done():
             return "EXITED"
         if self.link is None:
@@ -125,25 +139,28 @@ class Proc:
 
 
 class Roster:
-    """The procs of one session."""
+    """The procs of one session. on_change(proc): called when the state of one may be another."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_change: Callable[[Proc], None]) -> None:
+        self._on_change = on_change
         self.living: dict[str, Proc] = {}
         self._by_token: dict[str, Proc] = {}  # those that have an answer to give
 
-    def add(self, proc_id: str, token: str, key: LaunchKey) -> Proc:
-        """A launch begins, or is found after a restart."""
-        proc = Proc(proc_id, token, key, asyncio.get_running_loop().create_future())
+    def add(self, proc_id: str, token: str, key: LaunchKey, member: Member | None) -> Proc:
+        """A launch begins, or is found after a restart. member: of a gang, or of one that it is for itself."""
+        rank_of = None if member is None or member.shape.solo else member
+        proc = Proc(proc_id, token, key, asyncio.get_running_loop().create_future(), self._on_change, rank_of)
         self._by_token[token] = proc
         holder = self.living.get(proc_id)
         if holder is None or holder.end.done():  # one that was found after a restart may have ended before this began
             self.living[proc_id] = proc
+        self._on_change(proc)
         return proc
 
     def again(self, proc: Proc, token: str) -> Proc:
         """Another attempt follows, under the same name."""
         self.discard(proc)
-        return self.add(proc.proc_id, token, proc.key)
+        return self.add(proc.proc_id, token, proc.key, proc.rank_of)
 
     def discard(self, proc: Proc) -> None:
         """It has ended, and there is another attempt, or the id is free again."""

@@ -15,6 +15,7 @@ from typing import Any
 import ray
 
 from ray_launcher.cluster.docket import Docket
+from ray_launcher.cluster.events import Events, happening
 from ray_launcher.cluster.gangs import Gangs
 from ray_launcher.cluster.history import History, Past
 from ray_launcher.cluster.leases import Leases
@@ -46,7 +47,8 @@ class ClusterSpawner(Queries):
     def __init__(
         self, session: SessionInfo, runtime_env: dict[str, Any], begun: tuple[Node, str] | None = None
     ) -> None:
-        self._roster = Roster()
+        self._events = Events()
+        self._roster = Roster(self._tell)
         self._unsettled: dict[str, tuple[Link, int]] = {}  # by token: a report that is kept, and its number
         self._awaited: dict[str, LaunchKey] = {}  # by proc_id: a launch asked for again that may be found yet
         self._ending = False
@@ -61,7 +63,10 @@ class ClusterSpawner(Queries):
         found = {} if self._docket is None else self._docket.found()
         claims = {launcher: {message.number for message in messages} for launcher, messages in found.items()}
         self._restored = Restored(
-            list(self._links.by_name.values()), self._owed.caught_up, None if self._docket is None else claims
+            list(self._links.by_name.values()),
+            self._owed.caught_up,
+            session.owner,
+            None if self._docket is None else claims,
         )
         if begun is not None and not again:
             self._links.begin(*begun)
@@ -132,7 +137,7 @@ class ClusterSpawner(Queries):
         self, key: LaunchKey, proc_id: str, placement: Placement, message: Message, member: Member | None
     ) -> Proc:
         """A launch, of which nothing is known; one of an earlier spawner may have ended with its node."""
-        proc = self._roster.add(proc_id, self._token(key), key)
+        proc = self._roster.add(proc_id, self._token(key), key, member)
         lost = fitting(placement, self._restored.lost) if message.again else []
         if not lost:
             self._restored.decided(key)
@@ -300,7 +305,7 @@ class ClusterSpawner(Queries):
             if proc.link is None:
                 self._request(proc, None)
         await self._links.end(grace)
-        await self._history.kept()
+        await self._history.close()
         with contextlib.suppress(Exception):
             await self._leases.end()
             await asyncio.get_running_loop().run_in_executor(None, Registry(self._owner.session.name).clear)
@@ -398,7 +403,7 @@ class ClusterSpawner(Queries):
             return None
         if not self._restored.expects(note.key):
             return None
-        proc = self._roster.add(note.proc_id, news.token, note.key)
+        proc = self._roster.add(note.proc_id, news.token, note.key, note.member)
         proc.ready_when = note.ready_when
         proc.place(link)
         if note.lease is not None:
@@ -408,13 +413,19 @@ class ClusterSpawner(Queries):
         self._restored.found()
         return proc
 
+    def _tell(self, proc: Proc) -> None:
+        state = proc.state
+        if state != proc.told:
+            proc.told = state
+            self._events.add(happening(proc))
+
     def _stop(self, proc: Proc, timeout: float | None) -> None:
         """Its user wants that."""
         self._gangs.stop(proc)
         self._request(proc, timeout)
 
     def _request(self, proc: Proc, timeout: float | None) -> None:
-        proc.asked_to_end = True
+        proc.ask_to_end()
         if proc.link is not None:
             proc.link.request(Request(proc.token, timeout))
         else:

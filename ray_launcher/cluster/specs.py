@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from ray_launcher.cluster.accelerators import masks
 from ray_launcher.cluster.environment import Environ, additions, base_environ, removals
 from ray_launcher.cluster.limits import limits_of
-from ray_launcher.cluster.wire import Grant, Launch, log_name
+from ray_launcher.cluster.wire import ENDS, Grant, Launch, log_name
 from ray_launcher.node.spec import Spec
 from ray_launcher.options import LaunchOptions
 
@@ -50,6 +51,12 @@ class Specs:
     def log(self, proc_id: str, token: str, stream: str) -> bytes:
         """The path of a launch's log file."""
         return os.fsencode(f"{self._logs}/{log_name(self._session, proc_id, token, stream)}")
+
+    def remove_logs(self, proc_id: str, token: str) -> None:
+        """Of a launch that has ended."""
+        for stream in ENDS:
+            with contextlib.suppress(OSError):
+                Path(os.fsdecode(self.log(proc_id, token, stream))).unlink()
 
     def cookie(self, token: str) -> str:
         """A launch's, in the environment of its processes."""

@@ -14,7 +14,7 @@ from ray_launcher.readiness import ReadyWhen
 
 STREAMS = ("stdout", "stderr")
 #: By the name of a stream: the end of its file's name. The value is what a callable returned, see `callables`.
-_ENDS = {"stdout": "out", "stderr": "err", "value": "value"}
+ENDS = {"stdout": "out", "stderr": "err", "value": "value"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class SessionInfo:
     lease: how long a node's procs live without contact to the spawner.
     start: how long an agent may take to answer for the first time, besides what its runtime_env takes.
     detached: it outlives its driver.  history: how many procs that have ended are remembered.
-    created: when, by its driver's clock.
+    created: when, by its driver's clock.  owner: the launcher that ends with it, unless it is detached.
     """
 
     name: str
@@ -35,6 +35,7 @@ class SessionInfo:
     detached: bool = False
     history: int = 1000
     created: float = 0.0
+    owner: str = ""
 
 
 class Grant(NamedTuple):
@@ -146,4 +147,4 @@ def token_of(key: LaunchKey, attempt: int = 0) -> str:
 def log_name(session: str, proc_id: str, token: str, stream: str) -> str:
     """The name of a proc's log file in Ray's log directory; `proc_id` only shows through, it may hold anything."""
     shown = re.sub(r"[^A-Za-z0-9._-]", "_", proc_id)[:60]
-    return f"ray-launcher-{session}-{shown}-{token[:12]}.{_ENDS[stream]}"
+    return f"ray-launcher-{session}-{shown}-{token[:12]}.{ENDS[stream]}"

@@ -76,7 +76,7 @@ class World:
         self.generation = 0
         self.nodes = [Node(f"node-{letter}", "10.0.0.1", {}, 2.0) for letter in "ab"]
         self._load()
-        session = SessionInfo("sim", grace=1.0, lease=30.0, detached=detached)
+        session = SessionInfo("sim", grace=1.0, lease=30.0, detached=detached, owner="launcher")
         self._begun = self.nodes[0], f"sim-{self.nodes[0].node_id}-first"
         self.spawner = Actor(
             spawner_actor("sim"), functools.partial(self._make_spawner, session), self.chance, trouble=trouble
