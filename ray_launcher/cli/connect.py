@@ -28,8 +28,10 @@ class ConnectError(Exception):
     """There is no cluster to run on; the text, one line, says why and what to do."""
 
 
-def connect(address: str | None) -> None:
+def connect(address: str | None, *, start: bool = True) -> None:
     """Connect this process to Ray, or start Ray. None: RAY_ADDRESS, else a running local cluster, else our own.
+
+    start: whether that may be; otherwise there being none is an error.
 
     Raises `ConnectError`. Ray binds the processes that it starts to the thread that calls this.
     """
@@ -43,6 +45,8 @@ def connect(address: str | None) -> None:
     try:
         found = _resolve(asked)
         if found is None or not _answers(found, must=asked is not None):
+            if not start:
+                raise ConnectError("no cluster runs on this machine; give its --address (or RAY_ADDRESS)")
             _ours.append(True)
             ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
         else:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import click
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
+from ray_launcher.cli.options import together
+
 _PerNode = int | Literal["gpu", "cpu"]
 
 _STRATEGIES = ("SPREAD", "PACK", "STRICT_PACK", "STRICT_SPREAD")
@@ -60,7 +61,8 @@ def _job(value: str) -> tuple[int, _PerNode]:
     return int(found[1]), _per_node(found[2])
 
 
-_OPTIONS = (
+#: Add the options to a command, which gets them as keywords for `shape_of`.
+gang_options = together(
     click.option("-n", "nprocs", type=click.IntRange(min=1), metavar="N", help="Procs to start.  [default: 1]"),
     click.option(
         "-j",
@@ -87,13 +89,6 @@ _OPTIONS = (
     ),
     click.option("--no-fail-fast", is_flag=True, help="Let the others of a gang run on when one fails."),
 )
-
-
-def gang_options(command: _Command) -> _Command:
-    """Add the options to a command, which gets them as keywords for `shape_of`."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
 
 
 def shape_of(options: Mapping[str, Any]) -> Shape | None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import re
 import signal
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import click
 
 from ray_launcher import ProcBind
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
+from ray_launcher.cli.options import together
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 _BINDINGS = ("cpus", "physcpubind", "cpunodebind", "membind")
@@ -72,7 +71,8 @@ def _umask(value: str) -> int:
     return int(value.removeprefix("0o"), 8)
 
 
-_OPTIONS = (
+#: Add the options to a command, which gets them as keywords for `limit_fields`.
+limit_options = together(
     click.option(
         "--bind",
         type=_binding,
@@ -104,13 +104,6 @@ _OPTIONS = (
         help="Send SIG to PROGRAM's own process so long before the time limit, as in USR1@60.",
     ),
 )
-
-
-def limit_options(command: _Command) -> _Command:
-    """Add the options to a command, which gets them as keywords for `limit_fields`."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
 
 
 def limit_fields(limits: Mapping[str, Any], grace: float) -> dict[str, Any]:

@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
 import ray_launcher
 from ray_launcher.cli.outcome import LAUNCHER_ERROR
+from ray_launcher.cli.ps import inspect, ps
 from ray_launcher.cli.run import run
 
+#: What people try who know other tools.
+_ALIASES = {"list": "ps", "status": "ps"}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+class _Verbs(click.Group):
+    """Knows other names for some, and what was meant by one that is misspelt."""
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        return super().get_command(ctx, _ALIASES.get(name, name))
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "; see `ray-launcher --help`"
+            raise click.UsageError(f"no verb {args[0]!r}{hint}", ctx) from error
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(ray_launcher.__version__, prog_name="ray-launcher")
 def cli() -> None:
     """Start programs on the nodes of a Ray cluster, and learn how each one ended."""
 
 
-cli.add_command(run)
+for _verb in (run, ps, inspect):
+    cli.add_command(_verb)
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
 from ray_launcher import Placement
 from ray_launcher.cli.limits import duration, once
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
+from ray_launcher.cli.options import together
 
 _BYTES = {"": 1, **{unit: 1000**power for power, unit in enumerate("KMGT", 1)}}
 _BYTES |= {f"{unit}i": 1024**power for power, unit in enumerate("KMGT", 1)}
@@ -61,7 +60,8 @@ def is_address(node: str) -> bool:
     return True
 
 
-_OPTIONS = (
+#: Add the options to a command, which gets them as keywords for `placement`.
+resource_options = together(
     click.option("--cpus", type=_quantity, default="0", metavar="QTY", help="CPUs that each proc holds; shares too."),
     click.option(
         "--gpus", type=_quantity, default="0", metavar="QTY", help="GPUs: a share below 1, or a whole number."
@@ -98,13 +98,6 @@ _OPTIONS = (
         "  [default: wait]",
     ),
 )
-
-
-def resource_options(command: _Command) -> _Command:
-    """Add the options to a command, which gets them as keywords for `placement`."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
 
 
 def placement(options: Mapping[str, Any]) -> Placement:

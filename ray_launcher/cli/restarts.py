@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
 from ray_launcher.cli.limits import duration
+from ray_launcher.cli.options import together
 
 _LONGEST = 300.0
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def _delay(value: str) -> float:
@@ -20,7 +20,8 @@ def _delay(value: str) -> float:
     return seconds
 
 
-_OPTIONS = (
+#: Add the options to a command, which gets them as keywords for `restart_fields`.
+restart_options = together(
     click.option(
         "--max-restarts",
         type=click.IntRange(min=0),
@@ -37,13 +38,6 @@ _OPTIONS = (
         help="Wait so long before the first restart, and twice as long each time, up to 5m.  [default: 10]",
     ),
 )
-
-
-def restart_options(command: _Command) -> _Command:
-    """Add the options to a command, which gets them as keywords for `restart_fields`."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
 
 
 def restart_fields(options: Mapping[str, Any]) -> dict[str, Any]:
