@@ -35,7 +35,7 @@ from ray_launcher.port import ExitPort
 from ray_launcher.ranks import Strategy, gang_env
 from ray_launcher.readiness import ReadyWhen
 from ray_launcher.session import RayProcLauncher
-from ray_launcher.sessions import SessionSummary, sessions
+from ray_launcher.sessions import SessionSummary, list_sessions
 from ray_launcher.spawner import ProcSpawner, start_spawner
 
 __version__ = "0.1.0"
@@ -78,6 +78,6 @@ __all__ = [
     "decode_exit",
     "gang_env",
     "is_spare",
-    "sessions",
+    "list_sessions",
     "start_spawner",
 ]

@@ -100,7 +100,7 @@ class RayProcLauncher(View):
             raise UnknownSessionError(f"no session {name!r}: this process is not connected; call ray.init(...) first")
         spawner = find(spawner_actor(name))
         if spawner is None:
-            raise UnknownSessionError(f"no session {name!r} on this cluster: see ray_launcher.sessions()")
+            raise UnknownSessionError(f"no session {name!r} on this cluster: see ray_launcher.list_sessions()")
         info, _, _ = about(name, spawner)
         self = cls.__new__(cls)
         self._take(spawner, info, owned=False, at_once=False)

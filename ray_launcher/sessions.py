@@ -40,7 +40,7 @@ class SessionSummary:
     counts: Mapping[ProcState, int] | None
 
 
-def sessions() -> list[SessionSummary]:
+def list_sessions() -> list[SessionSummary]:
     """Every session of the cluster that this process is connected to, by name. Takes 5 s where a spawner is silent.
 
     Raises `ProcLauncherError` where this process is not connected.

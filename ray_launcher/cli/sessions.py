@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ray_launcher import ProcInfo, ProcLauncherError, RayProcLauncher, sessions
+from ray_launcher import ProcInfo, ProcLauncherError, RayProcLauncher, list_sessions
 from ray_launcher.cli.connect import ConnectError, connect, leave
 from ray_launcher.cli.options import together
 
@@ -73,7 +73,7 @@ def cluster(address: str | None) -> Iterator[None]:
 
 def open_sessions(session: str | None) -> list[RayProcLauncher]:
     """The session of that name, or all. Raises `click.ClickException` where there is none of that name."""
-    there = [summary.name for summary in sessions()]
+    there = [summary.name for summary in list_sessions()]
     if session is None:
         return [RayProcLauncher.find(name) for name in there]
     if session not in there:

@@ -12,7 +12,16 @@ import ray
 from node_rig import until
 from ray_rig import DEADLINE, Driver, Nodes, actors_of, ended, pid_of, ran, rest_of, shell
 
-from ray_launcher import Exited, Failed, LaunchError, ProcInfo, RayProcLauncher, Signaled, UnknownProcError, sessions
+from ray_launcher import (
+    Exited,
+    Failed,
+    LaunchError,
+    ProcInfo,
+    RayProcLauncher,
+    Signaled,
+    UnknownProcError,
+    list_sessions,
+)
 
 LAUNCH = """
 import ray, sys
@@ -191,7 +200,7 @@ def test_the_last_ends_are_remembered_and_no_more(name: str) -> None:
 def test_sessions_are_listed_with_what_they_have(name: str, shared: RayProcLauncher) -> None:
     launcher = attached(name)
     ended(launcher.launch("a", shell("exit")).exit_port)
-    found = {summary.name: summary for summary in sessions()}
+    found = {summary.name: summary for summary in list_sessions()}
     assert (found[name].detached, found[shared.session].detached) == (True, False)
     assert found[name].counts == {"EXITED": 1}
 

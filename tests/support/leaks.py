@@ -130,14 +130,16 @@ def _things() -> Iterator[str]:
 
 
 def _things_of_ray() -> Iterator[str]:
-    for actor in ray.util.list_named_actors(all_namespaces=True):
-        if actor["namespace"] == NAMESPACE:
-            yield f"actor {actor['name']}"
+    named = ray.util.list_named_actors(all_namespaces=True)
+    actors = {actor["name"] for actor in named if actor["namespace"] == NAMESPACE}
+    yield from (f"actor {actor}" for actor in actors)
     for group in ray.util.placement_group_table().values():
         if group["state"] != "REMOVED":
             yield f"placement group {group['placement_group_id']} ({group['state']})"
-    for key in _internal_kv_list(b"", namespace=NAMESPACE):
-        yield f"key {key.decode()} in Ray's own store"
+    for key in map(bytes.decode, _internal_kv_list(b"", namespace=NAMESPACE)):
+        session, kind, *_ = key.split("/")
+        if kind != "past" or f"spawner-{session}" not in actors:  # a session that lives may remember what has ended
+            yield f"key {key} in Ray's own store"
 
 
 def _pids() -> Iterator[int]:
