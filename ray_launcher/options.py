@@ -144,6 +144,9 @@ class LaunchOptions:
     ready_when: ReadyWhen | None = None
     """How to tell that the proc is ready to be used; None: as soon as it runs. See `RayProcLauncher.wait_ready`. For
     spawners of this package."""
+    forget: bool = False
+    """Once the proc has ended its session does not remember it, and its log files are removed. For spawners of this
+    package."""
     placement: Placement = field(default_factory=Placement)
     """Where it runs and what it holds there."""
 
@@ -174,6 +177,7 @@ class LaunchOptions:
             max_restarts: int = 0,
             restart_delay: float = 10,
             ready_when: ReadyWhen | None = None,
+            forget: bool = False,
             placement: Placement = ...,
         ) -> None: ...
 
@@ -193,7 +197,7 @@ class LaunchOptions:
     def __post_init__(self) -> None:
         self._check_command()
         self._check_environment()
-        for name in ("inherit_env", "want_stdio"):
+        for name in ("inherit_env", "want_stdio", "forget"):
             _store(self, name, checks.flag(f"LaunchOptions.{name}", getattr(self, name)))
         for name in ("arg0", "process_name", "bootstrap_payload", "log_channel"):
             _store(self, name, checks.optional(checks.os_text, f"LaunchOptions.{name}", getattr(self, name)))

@@ -20,6 +20,10 @@ class Job(Protocol):
     """Procs to launch. The number of one among them is its rank."""
 
     @property
+    def name(self) -> str:
+        """What its procs' ids begin with."""
+
+    @property
     def fail_fast(self) -> bool:
         """Whether the first failure ends the others."""
 
@@ -51,8 +55,8 @@ class Several:
 
     fail_fast = False
 
-    def __init__(self, launches: Mapping[str, LaunchOptions]) -> None:
-        self.launches = launches
+    def __init__(self, name: str, launches: Mapping[str, LaunchOptions]) -> None:
+        self.name, self.launches = name, launches
         self.restarts = any(options.max_restarts for options in launches.values())
         self._launcher: RayProcLauncher | None = None
 

@@ -17,6 +17,17 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 _BINDINGS = ("cpus", "physcpubind", "cpunodebind", "membind")
 
 
+def grace_period(value: str) -> float:
+    """A parameter's value: seconds, 0 or more, or inf."""
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not seconds >= 0:  # NaN too
+        raise click.BadParameter(f"{value!r} is not a number of seconds; write 0 or more, or inf to never kill")
+    return seconds
+
+
 def duration(value: str) -> float:
     """``90``, ``90s``, ``1.5h``: seconds, more than 0."""
     number = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)([smh]?)", value)

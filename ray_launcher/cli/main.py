@@ -11,21 +11,21 @@ from typing import Any, NoReturn
 import click
 
 import ray_launcher
+from ray_launcher.cli.ends import kill, rm, stop, wait
 from ray_launcher.cli.outcome import LAUNCHER_ERROR
+from ray_launcher.cli.overview import down, events, sessions
 from ray_launcher.cli.ps import inspect, ps
 from ray_launcher.cli.run import run
 
 #: What people try who know other tools.
-_ALIASES = {"list": "ps", "status": "ps"}
+_ALIASES = {"list": ["ps"], "status": ["ps", "-a"], "submit": ["run", "-d"], "cancel": ["stop"]}
 
 
 class _Verbs(click.Group):
     """Knows other names for some, and what was meant by one that is misspelt."""
 
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        return super().get_command(ctx, _ALIASES.get(name, name))
-
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        args = [*_ALIASES.get(args[0], args[:1]), *args[1:]]
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
@@ -40,7 +40,7 @@ def cli() -> None:
     """Start programs on the nodes of a Ray cluster, and learn how each one ended."""
 
 
-for _verb in (run, ps, inspect):
+for _verb in (run, ps, inspect, wait, stop, kill, rm, sessions, events, down):
     cli.add_command(_verb)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,14 +12,16 @@ from typing import Any
 import click
 
 from ray_launcher import LaunchOptions, gang_env
+from ray_launcher.cli.detached import launch
 from ray_launcher.cli.dry import plan
 from ray_launcher.cli.gangs import Shape, gang_options, shape_of
 from ray_launcher.cli.jobs import AGang, Several
-from ray_launcher.cli.limits import limit_fields, limit_options
+from ray_launcher.cli.limits import grace_period, limit_fields, limit_options
 from ray_launcher.cli.outcome import TAIL_LINES
 from ray_launcher.cli.resources import placement, resource_options
 from ray_launcher.cli.restarts import restart_fields, restart_options
 from ray_launcher.cli.running import Run
+from ray_launcher.cli.sessions import DEFAULT, VARIABLE, default_session, session_name
 
 _HINT = (
     "Options of ray-launcher come first, then `--`, then PROGRAM with its own: ray-launcher run -n 4 -- PROGRAM ARGS..."
@@ -31,6 +33,7 @@ _HELP = """Run PROGRAM on the cluster, and show what it writes, as it comes.
 Examples:
   ray-launcher run -n 4 --env LR=0.1 -- python train.py --epochs 3
   ray-launcher run -j 2x4 --gpus 1 -- python train.py
+  ray-launcher run -d --name web -- python -m http.server
 
 The cluster is that of --address or RAY_ADDRESS, else one that runs on this machine (`ray start`), else Ray is started
 here, and stopped at the end.
@@ -81,22 +84,6 @@ def _variable(value: str) -> tuple[str, str]:
     return name, text if equals else os.environ[name]
 
 
-def _seconds(value: str) -> float:
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = math.nan
-    if not seconds >= 0:  # NaN too
-        raise click.BadParameter(f"{value!r} is not a number of seconds; write 0 or more, or inf to never kill")
-    return seconds
-
-
-def _name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value):
-        raise click.BadParameter(f"{value!r} is not a name; use letters, digits, '.', '_' and '-', at most 64")
-    return value
-
-
 def _text(value: str) -> str:
     if not value:
         raise click.BadParameter("it is empty")
@@ -135,7 +122,7 @@ def _text(value: str) -> str:
 )
 @click.option(
     "--grace",
-    type=_seconds,
+    type=grace_period,
     default=10,
     metavar="SECONDS",
     help="Time between SIGTERM and SIGKILL when procs are terminated.  [default: 10]",
@@ -143,11 +130,33 @@ def _text(value: str) -> str:
 @resource_options
 @limit_options
 @restart_options
+@click.option(
+    "-d",
+    "--detach",
+    is_flag=True,
+    help="Print NAME and leave: the procs run on in their session, for `ps`, `logs`, `wait`, `stop` and the others.",
+)
+@click.option(
+    "-S",
+    "--session",
+    type=session_name,
+    envvar=VARIABLE,
+    metavar="SESSION",
+    help=f"Detached session to run in, made if need be.  [default: {VARIABLE}; with -d {DEFAULT}; else one of our own]",
+)
+@click.option(
+    "--rm", "forget", is_flag=True, help="Once the procs have ended, neither remember them nor keep their logs."
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be launched, and launch nothing.")
 @click.option(
     "--address", type=_text, metavar="ADDRESS", help="Cluster to use: HOST:PORT, auto, or local to start Ray."
 )
-@click.option("--name", type=_name, default="run", metavar="NAME", help="Procs are called NAME/RANK.  [default: run]")
+@click.option(
+    "--name",
+    type=session_name,
+    metavar="NAME",
+    help="Procs are called NAME/RANK.  [default: run; in a detached session PROGRAM and some letters]",
+)
 @click.argument("program", type=_text)
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
@@ -162,12 +171,17 @@ def run(  # noqa: PLR0913  # one argument per option
     grace: float,
     dry_run: bool,
     address: str | None,
-    name: str,
+    name: str | None,
+    detach: bool,
+    session: str | None,
     program: str,
     args: Sequence[str],
     **others: Any,
 ) -> int:
     """See `_HELP`."""
+    if detach and session is None:
+        session = default_session()
+    name = name or _default_name(program, session)
     try:
         shape = shape_of({"nprocs": nprocs, **others})
         restarts = restart_fields(others)
@@ -178,6 +192,7 @@ def run(  # noqa: PLR0913  # one argument per option
             "cwd": _directory(cwd),
             "tail_lines": TAIL_LINES,
             "placement": placement(others),
+            "forget": others["forget"],
             **limit_fields(others, grace),
         }
         if shape:
@@ -190,7 +205,17 @@ def run(  # noqa: PLR0913  # one argument per option
         for line in plan(job):
             click.echo(os.fsencode(line))
         return 0
-    return Run(job, address, grace).execute()
+    if detach:
+        launch(job, address, session or DEFAULT, grace)
+        return 0
+    return Run(job, address, grace, session).execute()
+
+
+def _default_name(program: str, session: str | None) -> str:
+    if session is None:
+        return "run"
+    shown = re.sub(r"[^A-Za-z0-9._-]+", "-", os.path.basename(program)).strip("-._") or "run"  # noqa: PTH119  # any text
+    return f"{shown[:40]}-{secrets.token_hex(2)}"
 
 
 def _several(name: str, nprocs: int, env: Mapping[str, str], shared: Mapping[str, Any]) -> Several:
@@ -198,7 +223,7 @@ def _several(name: str, nprocs: int, env: Mapping[str, str], shared: Mapping[str
         ours = {"RAY_LAUNCHER_RANK": str(rank), "RAY_LAUNCHER_NPROCS": str(nprocs)}
         return LaunchOptions(env={**env, **ours}, **shared)
 
-    return Several({f"{name}/{rank}": options(rank) for rank in range(nprocs)})
+    return Several(name, {f"{name}/{rank}": options(rank) for rank in range(nprocs)})
 
 
 def _gang(name: str, shape: Shape, grace: float, env: Mapping[str, str], shared: Mapping[str, Any]) -> AGang:

@@ -43,8 +43,8 @@ _FDS = {"stdout": STDOUT, "stderr": STDERR}
 class Run:
     """Runs procs and shows what they write."""
 
-    def __init__(self, job: Job, address: str | None, grace: float) -> None:
-        self._job, self._address, self._grace = job, address, grace
+    def __init__(self, job: Job, address: str | None, grace: float, session: str | None = None) -> None:
+        self._job, self._address, self._grace, self._session = job, address, grace, session
         self._ids: list[str] = []  # by rank, once launched
         self._mail: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._screen = Screen(on_closed=lambda error: self._mail.put(partial(self._output_closed, error)))
@@ -93,7 +93,7 @@ class Run:
             connect(self._address)
             self._job.settle()
             self._mail.put(self._take_signals)  # Ray has just put its own handler before ours, one that aborts
-            launcher = RayProcLauncher(grace=self._grace)
+            launcher = RayProcLauncher(session=self._session, detached=self._session is not None, grace=self._grace)
         except ConnectError as error:
             self._mail.put(partial(self._give_up, str(error)))
         except Exception as error:  # noqa: BLE001  # whatever it is, it is said and not waited for

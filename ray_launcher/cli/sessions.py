@@ -36,7 +36,7 @@ def session_name(value: str) -> str:
 #: Add --session and --address to a verb, which gets them as `session` and `address`.
 session_options = together(
     click.option(
-        "-s",
+        "-S",
         "--session",
         type=session_name,
         envvar=VARIABLE,

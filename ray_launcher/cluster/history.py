@@ -34,6 +34,7 @@ class Past:
     info: ProcInfo
     report: ExitReport
     was_ready: bool = False
+    forget: bool = False  # as soon as it is kept
 
 
 class History:
@@ -81,18 +82,19 @@ class History:
         """In the order of their ends."""
         return [past.info for past in self._pasts.values()]
 
-    async def remove(self, proc_id: str) -> Past | None:
-        """Forget it; None: there is none."""
-        past = self._pasts.get(proc_id)
-        if past is not None:
-            await self.kept()
-            self._leave(past)
-            async with self._lock:
-                for number, block in self._blocks:
-                    if past in block:
-                        block.remove(past)
-                        await self._save(number, block)
-        return past
+    def to_forget(self) -> list[Past]:
+        """Those that are to be removed."""
+        return [past for past in self._pasts.values() if past.forget]
+
+    async def remove(self, past: Past) -> None:
+        """Forget it."""
+        await self.kept()
+        self._leave(past)
+        async with self._lock:
+            for number, block in self._blocks:
+                if past in block:
+                    block.remove(past)
+                    await self._save(number, block)
 
     async def kept(self) -> None:
         """Return when all that has ended until now is kept."""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from ray.exceptions import RayError
+
 from ray_launcher.cluster.events import Events, Happening
 from ray_launcher.cluster.gangs import Gangs
-from ray_launcher.cluster.history import History, Past
+from ray_launcher.cluster.history import Past
 from ray_launcher.cluster.link import Owner
 from ray_launcher.cluster.links import Links
+from ray_launcher.cluster.memory import Memory
 from ray_launcher.cluster.restored import Restored
 from ray_launcher.cluster.roster import Proc, Roster
 from ray_launcher.cluster.wire import SessionInfo, Signal, token_of
@@ -28,7 +32,7 @@ class Queries(ProcSpawner):
 
     _owner: Owner
     _roster: Roster
-    _history: History
+    _memory: Memory
     _events: Events
     _restored: Restored
     _links: Links
@@ -82,7 +86,7 @@ class Queries(ProcSpawner):
         """The living one of that name, else the last that has ended, if it is remembered."""
         await self.in_turn(launcher, number)
         await self._restored.until(lambda: proc_id in self._roster.living)
-        return self._roster.living.get(proc_id) or self._history.find(proc_id)
+        return self._roster.living.get(proc_id) or self._memory.history.find(proc_id)
 
     async def infos(self, launcher: str, number: int) -> list[ProcInfo]:
         """What is known of every proc, those that ended lately included."""
@@ -92,7 +96,7 @@ class Queries(ProcSpawner):
 
     def _all(self) -> list[ProcInfo]:
         living = self._roster.living
-        ended = [info for info in self._history.infos() if info.proc_id not in living]
+        ended = [info for info in self._memory.history.infos() if info.proc_id not in living]
         return [*ended, *(proc.info() for proc in living.values())]
 
     async def await_ready(self, launcher: str, number: int, proc_id: str) -> str | None:
@@ -129,17 +133,22 @@ class Queries(ProcSpawner):
         left = []
         for proc_id in proc_ids:
             found = await self._look_up(launcher, number, proc_id)
-            if not isinstance(found, Past) or await self._history.remove(proc_id) is None:
+            if isinstance(found, Past):
+                await self._memory.history.remove(found)
+                await self._remove_logs(found)
+            else:
                 left.append(proc_id)
-                continue
-            info = found.info
-            first = info.restarts - len(info.attempts)
-            where = [*(attempt.node_id for attempt in info.attempts), info.node_id]
-            for attempt, node_id in enumerate(where, first):
-                agent = await self._links.agent_on(node_id)
-                if agent is not None:
-                    await agent.remove_logs.remote(proc_id, token_of(found.key, attempt))
         return left
+
+    async def _remove_logs(self, past: Past) -> None:
+        info = past.info
+        first = info.restarts - len(info.attempts)
+        where = [*(attempt.node_id for attempt in info.attempts), info.node_id]
+        for attempt, node_id in enumerate(where, first):
+            agent = await self._links.agent_on(node_id)
+            if agent is not None:
+                with contextlib.suppress(RayError):  # its node is lost, and they with it
+                    await agent.remove_logs.remote(info.proc_id, token_of(past.key, attempt))
 
     async def gang_cause(self, launcher: str, number: int, uid: str) -> int | None:
         """The rank that failed first, of a gang that is over."""

@@ -42,6 +42,7 @@ class Proc:
     sought: bool = False  # somebody sees to its node
     earlier: tuple[Attempt, ...] = ()
     following: asyncio.Future[Proc | None] | None = None
+    forget: bool = False  # once it has ended
     ready_when: ReadyWhen | None = None  # if that is to be found out
     ready: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     pid: int | None = None

@@ -9,18 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import pickle
-from collections.abc import Sequence
 from typing import Any
 
 import ray
 
-from ray_launcher.cluster.docket import Docket
 from ray_launcher.cluster.events import Events, happening
 from ray_launcher.cluster.gangs import Gangs
-from ray_launcher.cluster.history import History, Past
 from ray_launcher.cluster.leases import Leases
 from ray_launcher.cluster.link import NEVER_STARTED, Link, Owner
 from ray_launcher.cluster.links import Links
+from ray_launcher.cluster.memory import Memory
 from ray_launcher.cluster.nodes import Node, fitting
 from ray_launcher.cluster.owed import Owed
 from ray_launcher.cluster.placing import Placer, PlacingError
@@ -58,15 +56,14 @@ class ClusterSpawner(Queries):
         owner = Owner(session, runtime_env, self._owed, registry.next_generation() if again else 0)
         self._owner = owner
         self._links = Links(owner, self._news, registry.agents() if again else {})
-        self._docket = Docket(registry, again) if session.detached else None
-        self._history = History(registry, session.history, self._on_kept, again)
-        found = {} if self._docket is None else self._docket.found()
+        self._memory = Memory(registry, session, again, lambda key: self._over(key[0], [key[1]]), self._remove_logs)
+        found = self._memory.found()
         claims = {launcher: {message.number for message in messages} for launcher, messages in found.items()}
         self._restored = Restored(
             list(self._links.by_name.values()),
             self._owed.caught_up,
             session.owner,
-            None if self._docket is None else claims,
+            claims if self._memory.is_complete else None,
         )
         if begun is not None and not again:
             self._links.begin(*begun)
@@ -97,8 +94,8 @@ class ClusterSpawner(Queries):
                 return answer
             proc = self._begin(key, proc_id, opts.placement, message, member)
         last = await self._see_through(proc, opts, message, member)
-        if self._docket is not None and last.token not in self._unsettled:  # no agent would tell a later spawner
-            await self._history.kept()
+        if last.token not in self._unsettled:
+            await self._memory.may_be_told()
         return last.end.result()
 
     async def _see_through(self, proc: Proc, opts: LaunchOptions, message: Message, member: Member | None) -> Proc:
@@ -108,7 +105,7 @@ class ClusterSpawner(Queries):
             while following is not None:
                 proc = following
                 if not proc.sought:
-                    proc.ready_when = opts.ready_when
+                    proc.ready_when, proc.forget = opts.ready_when, opts.forget
                     await self._launch(proc, proc.key, opts.placement, message, member)
                 await proc.end
                 following = await proc.after()
@@ -123,14 +120,14 @@ class ClusterSpawner(Queries):
 
     async def _answer(self, key: LaunchKey, proc_id: str) -> ExitReport | None:
         """What a launch that is not under way came to, or would come to at once; None: it can begin."""
-        past = self._history.by_key(key)
+        past = self._memory.history.by_key(key)
         if past is not None:
             self._restored.decided(key)
             return past.report
         refusal = self._refusal(proc_id)
         if not refusal:
             return None
-        await self._drop([key])
+        await self._memory.drop(key)
         return _failed(refusal)
 
     def _begin(
@@ -152,36 +149,15 @@ class ClusterSpawner(Queries):
     def _end(self, proc: Proc) -> None:
         """It is the last attempt of its launch, whose result, once it is there, is remembered."""
         self._roster.discard(proc)
-        if proc.end.done():
-            self._remember(proc)
-        else:
-            proc.end.add_done_callback(lambda _: self._remember(proc))
-
-    def _remember(self, proc: Proc) -> None:
-        if proc.end.cancelled():
-            self._going.add(asyncio.ensure_future(self._drop([proc.key])))
-        else:
-            report = proc.end.result()
-            self._history.add(Past(proc.key, proc.token, proc.info(), report, proc.ready.is_set()))
-
-    async def _on_kept(self, pasts: Sequence[Past]) -> None:
-        """Of a detached session, nobody else needs them."""
-        if self._docket is not None:
-            for past in pasts:
-                self._over(past.key[0], [past.key[1]])
-            await self._drop([past.key for past in pasts])
-
-    async def _drop(self, keys: Sequence[LaunchKey]) -> None:
-        if self._docket is not None:
-            await self._docket.drop(keys)
+        self._memory.add(proc)
 
     async def serve_post(self, launcher: str, incarnation: str, post: bytes) -> str:
-        """See `ProcSpawner.serve_post`; what is taken on in a detached session is on the docket before."""
+        """See `ProcSpawner.serve_post`; in a detached session what is taken on is safe before."""
         desk = desk_of(self)
-        if self._docket is not None and incarnation == desk.incarnation:
+        if self._memory.is_complete and incarnation == desk.incarnation:
             messages = pickle.loads(post).messages  # noqa: S301  # from a launcher of the same Ray cluster
             taken = desk.account(launcher).taken
-            await self._docket.keep(launcher, [message for message in messages if message.number > taken])
+            await self._memory.keep(launcher, [message for message in messages if message.number > taken])
         return await super().serve_post(launcher, incarnation, post)
 
     async def _sort_out(self) -> None:
@@ -232,7 +208,7 @@ class ClusterSpawner(Queries):
         if place is not None and not proc.end.done():
             link = self._links.to(place.node)
             proc.place(link)
-            note = pickle.dumps(Note(proc.proc_id, key, place.lease, member, proc.ready_when))
+            note = pickle.dumps(Note(proc.proc_id, key, place.lease, member, proc.ready_when, proc.forget))
             link.launch(Launch(proc.token, message.payload, note, place.grant))
 
     async def terminate(self, proc_id: str, timeout_secs: float) -> None:
@@ -266,8 +242,8 @@ class ClusterSpawner(Queries):
         return self._find_launch(key)
 
     def on_settled(self, launcher: str, numbers: list[int]) -> None:
-        """See `ProcSpawner.on_settled`. Of a detached session's, `_on_kept` sees to."""
-        if self._docket is None:
+        """See `ProcSpawner.on_settled`. In a detached session, that they are remembered counts."""
+        if not self._memory.is_complete:
             self._over(launcher, numbers)
 
     def _over(self, launcher: str, numbers: list[int]) -> None:
@@ -291,7 +267,7 @@ class ClusterSpawner(Queries):
 
     def on_resync(self, launcher: str, numbers: set[int]) -> None:
         """See `ProcSpawner.on_resync`: what has ended of others need not be kept."""
-        if self._docket is None:
+        if not self._memory.is_complete:
             self.on_settled(launcher, [number for _, number in self._restored.claim(launcher, numbers)])
 
     # -- for the launcher's other calls ---------------------------------------------------------------------------
@@ -305,7 +281,7 @@ class ClusterSpawner(Queries):
             if proc.link is None:
                 self._request(proc, None)
         await self._links.end(grace)
-        await self._history.close()
+        await self._memory.close()
         with contextlib.suppress(Exception):
             await self._leases.end()
             await asyncio.get_running_loop().run_in_executor(None, Registry(self._owner.session.name).clear)
@@ -404,7 +380,7 @@ class ClusterSpawner(Queries):
         if not self._restored.expects(note.key):
             return None
         proc = self._roster.add(note.proc_id, news.token, note.key, note.member)
-        proc.ready_when = note.ready_when
+        proc.ready_when, proc.forget = note.ready_when, note.forget
         proc.place(link)
         if note.lease is not None:
             self._leases.adopt(news.token if note.member is None else note.member.team, note.lease)

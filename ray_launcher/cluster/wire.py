@@ -76,7 +76,7 @@ class Signal(NamedTuple):
 class Note(NamedTuple):
     """What a restarted spawner must know of a launch, kept by the supervisor.
 
-    lease: the name of its own, or of its gang's.  member: its rank.  ready_when: see `LaunchOptions`.
+    lease: the name of its own, or of its gang's.  member: its rank.  ready_when, forget: see `LaunchOptions`.
     """
 
     proc_id: str
@@ -84,6 +84,7 @@ class Note(NamedTuple):
     lease: str | None = None
     member: Member | None = None
     ready_when: ReadyWhen | None = None
+    forget: bool = False
 
 
 class Started(NamedTuple):

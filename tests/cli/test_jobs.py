@@ -28,7 +28,7 @@ def on(node: str | None) -> LaunchOptions:
     "given, meant", [(None, None), ("ab12", "ab12"), ("10.0.0.1", "aa"), ("fd00::5", "ee"), ("fd00:0:0::5", "ee")]
 )
 def test_an_address_becomes_the_id_of_its_node_and_an_id_stays(given: str | None, meant: str | None) -> None:
-    several = Several({"a": on(given), "b": on(given)})
+    several = Several("a", {"a": on(given), "b": on(given)})
     gang = AGang("g", Shape(1, 2), on(given), 1)
     for job in (several, gang):
         job.settle()
@@ -43,7 +43,7 @@ def test_an_address_becomes_the_id_of_its_node_and_an_id_stays(given: str | None
     ],
 )
 def test_an_address_of_several_nodes_or_of_none_is_answered_with_the_ids(given: str, told: str) -> None:
-    jobs: list[Job] = [Several({"a": on(given)}), AGang("g", Shape(1, 2), on(given), 1)]
+    jobs: list[Job] = [Several("a", {"a": on(given)}), AGang("g", Shape(1, 2), on(given), 1)]
     for job in jobs:
         with pytest.raises(ConnectError) as raised:
             job.settle()

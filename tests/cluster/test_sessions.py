@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import os
 import signal
+import tempfile
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
 from node_rig import until
-from ray_rig import DEADLINE, Driver, Nodes, actors_of, ended, pid_of, ran, rest_of, shell
+from ray_rig import DEADLINE, Driver, Nodes, actors_of, ended, pid_of, ran, rest_of, shell, starts_writing
 
 from ray_launcher import (
     Exited,
@@ -20,6 +24,7 @@ from ray_launcher import (
     RayProcLauncher,
     Signaled,
     UnknownProcError,
+    UnknownSessionError,
     list_sessions,
 )
 
@@ -57,6 +62,11 @@ def attached(name: str) -> RayProcLauncher:
 def info_of(launcher: RayProcLauncher, proc_id: str) -> ProcInfo:
     [info] = [info for info in launcher.procs() if info.proc_id == proc_id]
     return info
+
+
+def log_files(name: str) -> list[str]:
+    found = Path(tempfile.gettempdir()).glob(f"ray/session_*/logs/ray-launcher-{name}-*")
+    return [path.name for path in found if path.stat().st_size]
 
 
 def kill_spawner(name: str) -> int:
@@ -209,3 +219,87 @@ def test_sessions_are_listed_with_what_they_have(name: str, shared: RayProcLaunc
 def test_a_history_of_no_sensible_size_is_refused(nodes: Nodes, history: int) -> None:
     with pytest.raises(ValueError, match="history is out of range"):
         RayProcLauncher(history=history)
+
+
+def test_the_changes_of_a_procs_state_are_told_as_they_come(name: str) -> None:
+    launcher = attached(name)
+    events = launcher.events()
+    port = launcher.launch("a", shell("echo up; exec sleep 9999")).exit_port
+    starts_writing(launcher, "a")
+    launcher.kill("a")
+    ended(port)
+    seen = list(itertools.islice(events, 5))
+    assert [event.state for event in seen] == ["PENDING", "STARTING", "RUNNING", "TERMINATING", "EXITED"]
+    assert {event.proc_id for event in seen} == {"a"}
+    assert seen[-1].result is not None
+    assert seen[-1].result.kind == Signaled(9)
+
+
+def test_the_changes_of_the_past_are_remembered(name: str) -> None:
+    launcher = attached(name)
+    ended(launcher.launch("a", shell("exit")).exit_port)
+    states = [event.state for event in launcher.events(follow=False)]
+    assert (states[0], states[-1]) == ("PENDING", "EXITED")
+
+
+def test_changes_are_told_across_the_death_of_the_spawner(name: str) -> None:
+    launcher = attached(name)
+    events = launcher.events()
+    port = launcher.launch("a", shell("echo up; exec sleep 9999")).exit_port
+    starts_writing(launcher, "a")
+    kill_spawner(name)
+    launcher.kill("a")
+    ended(port)
+    assert any(event.state == "EXITED" for event in itertools.islice(events, 20))
+
+
+def test_changes_end_with_the_session(name: str) -> None:
+    launcher = attached(name)
+    events = launcher.events()
+    launcher.end(0)
+    assert list(events) == []
+
+
+def test_what_is_to_be_forgotten_is_forgotten_with_its_logs(name: str) -> None:
+    launcher = attached(name)
+    ended(launcher.launch("kept", shell("echo kept")).exit_port)
+    port = launcher.launch("gone", dataclasses.replace(shell("echo gone"), forget=True)).exit_port
+    ended(port)
+    until(lambda: [info.proc_id for info in launcher.procs()] == ["kept"], "it is forgotten")
+    until(lambda: len(log_files(name)) == 1, "its log is gone")
+    assert list(launcher.logs("kept")) == ["kept"]
+
+
+def test_what_has_ended_can_be_removed_and_what_runs_cannot(name: str) -> None:
+    launcher = attached(name)
+    ended(launcher.launch("ended", shell("echo x")).exit_port)
+    launcher.launch("runs", shell("sleep 9999"))
+    pid_of(launcher, "runs")
+    assert launcher.remove("ended", "runs", "unknown") == ["runs", "unknown"]
+    assert [info.proc_id for info in launcher.procs()] == ["runs"]
+    assert log_files(name) == []
+
+
+def test_a_launcher_that_was_found_sees_and_ends_procs_of_another_driver(launcher: RayProcLauncher) -> None:
+    port = launcher.launch("a", shell("sleep 9999")).exit_port
+    pid_of(launcher, "a")
+    with RayProcLauncher.find(launcher.session) as found:
+        assert info_of(found, "a").state == "RUNNING"
+        found.terminate("a", 5)
+    assert ended(port).kind == Signaled(15)
+    assert launcher.launch("b", shell("exit 4")).exit_port.wait(DEADLINE).kind == Exited(4)
+
+
+def test_a_launcher_that_was_found_cannot_launch_where_a_driver_runs_the_session(launcher: RayProcLauncher) -> None:
+    with pytest.raises(LaunchError, match="not detached"):
+        RayProcLauncher.find(launcher.session).launch("a", shell("true"))
+
+
+def test_a_launcher_that_was_found_launches_in_a_detached_session(name: str) -> None:
+    attached(name).close()
+    assert ended(RayProcLauncher.find(name).launch("a", shell("exit 4")).exit_port).kind == Exited(4)
+
+
+def test_a_session_that_is_not_there_is_not_found(nodes: Nodes) -> None:
+    with pytest.raises(UnknownSessionError, match="'nowhere'"):
+        RayProcLauncher.find("nowhere")

@@ -366,7 +366,7 @@ class Proc:
 
     def __init__(self, world: World, spec: Spec, exited: Callable[[Proc, bytes, int], None]) -> None:
         self.spec, self._exited = spec, exited
-        self.proc_id, key, _, member, _ = pickle.loads(spec.note)
+        self.proc_id, key, _, member, *_ = pickle.loads(spec.note)
         self._ends = world.starts.setdefault(key, [])
         world.attempts.setdefault(key, []).append(0 if member is None else member.attempt)
         world.twins += [self.proc_id for proc in world.procs if proc.proc_id == self.proc_id and proc.alive]
