@@ -44,7 +44,7 @@ def connect(address: str | None, *, start: bool = True) -> None:
         )
     try:
         found = _resolve(asked)
-        if found is None or not _answers(found, must=asked is not None):
+        if found is None or not _answers(found, must=asked is not None, start=start):
             if not start:
                 raise ConnectError("no cluster runs on this machine; give its --address (or RAY_ADDRESS)")
             _ours.append(True)
@@ -89,7 +89,7 @@ def _resolve(asked: str | None) -> str | None:
     return found
 
 
-def _answers(found: str, *, must: bool) -> bool:
+def _answers(found: str, *, must: bool, start: bool) -> bool:
     """Whether a cluster listens there. False only for one that has gone and that nobody asked for (not `must`)."""
     host, _, port = found.rpartition(":")
     try:
@@ -98,12 +98,12 @@ def _answers(found: str, *, must: bool) -> bool:
     except ConnectionRefusedError:
         if not must:
             return False
-        raise ConnectError(f"no cluster at {found}: the connection was refused; {_remedy()}") from None
+        raise ConnectError(f"no cluster at {found}: the connection was refused; {_remedy(start)}") from None
     except (OSError, ValueError) as error:
         reason = f"no answer within {ANSWER:g} s" if isinstance(error, TimeoutError) else _one_line(error)
-        raise ConnectError(f"no cluster at {found}: {reason}; {_remedy()}") from None
+        raise ConnectError(f"no cluster at {found}: {reason}; {_remedy(start)}") from None
     if not spoken:
-        raise ConnectError(f"no cluster at {found}: what listens there is not Ray; {_remedy()}")
+        raise ConnectError(f"no cluster at {found}: what listens there is not Ray; {_remedy(start)}")
     return True
 
 
@@ -119,8 +119,9 @@ def _speaks_http2(sock: socket.socket) -> bool:
     return header[3] == _SETTINGS
 
 
-def _remedy() -> str:
-    return "give the right --address (or RAY_ADDRESS), or `--address local` to start Ray here"
+def _remedy(start: bool) -> str:
+    right = "give the right --address (or RAY_ADDRESS)"
+    return f"{right}, or `--address local` to start Ray here" if start else right
 
 
 def _name(asked: str | None) -> str:
