@@ -19,6 +19,7 @@ from ray_launcher.cluster.spawner import ClusterSpawner
 from ray_launcher.cluster.wire import SessionInfo
 from ray_launcher.errors import ProcLauncherError
 from ray_launcher.info import ProcState
+from ray_launcher.packages import brought
 from ray_launcher.port import gone_because
 from ray_launcher.spawner import start_spawner
 
@@ -77,6 +78,7 @@ def attach_or_start(info: SessionInfo, runtime_env: dict[str, Any] | None) -> tu
 
     Raises ValueError where it cannot be used, `ProcLauncherError` where it is gone for good just now.
     """
+    runtime_env = None if runtime_env is None else brought(runtime_env)
     found = find(spawner_actor(info.name))
     if found is None:
         try:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import ipaddress
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import ray
 
@@ -14,6 +14,24 @@ from ray_launcher import Gang, LaunchOptions, LaunchResult, ProcLauncherError, R
 from ray_launcher.cli.connect import ConnectError
 from ray_launcher.cli.gangs import Shape
 from ray_launcher.cli.resources import is_address
+
+
+class Target(NamedTuple):
+    """Where to launch. session: a detached one; None: one that ends with us.  grace: when that happens, in seconds."""
+
+    address: str | None
+    session: str | None
+    grace: float
+    runtime_env: dict[str, Any] | None
+
+    def open(self) -> RayProcLauncher:
+        """A launcher there, on the cluster to which this process is connected."""
+        return RayProcLauncher(
+            session=self.session,
+            detached=self.session is not None,
+            grace=self.grace,
+            runtime_env=self.runtime_env,
+        )
 
 
 class Job(Protocol):

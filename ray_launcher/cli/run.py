@@ -14,8 +14,9 @@ import click
 from ray_launcher import LaunchOptions, gang_env
 from ray_launcher.cli.detached import launch
 from ray_launcher.cli.dry import plan
+from ray_launcher.cli.environment import environment_options, runtime_env, variables
 from ray_launcher.cli.gangs import Shape, gang_options, shape_of
-from ray_launcher.cli.jobs import AGang, Several
+from ray_launcher.cli.jobs import AGang, Several, Target
 from ray_launcher.cli.limits import grace_period, limit_fields, limit_options
 from ray_launcher.cli.outcome import TAIL_LINES
 from ray_launcher.cli.resources import placement, resource_options
@@ -74,16 +75,6 @@ class _RunCommand(click.Command):
             raise click.UsageError(f"{error.format_message()}\n{_HINT}", ctx) from None
 
 
-def _variable(value: str) -> tuple[str, str]:
-    """NAME=VALUE, or NAME for the value that it has here, which keeps a secret out of command lines."""
-    name, equals, text = value.partition("=")
-    if not name:
-        raise click.BadParameter("the name is missing; write NAME=VALUE")
-    if not equals and name not in os.environ:
-        raise click.BadParameter(f"{name} is not set here; write {name}=VALUE")
-    return name, text if equals else os.environ[name]
-
-
 def _text(value: str) -> str:
     if not value:
         raise click.BadParameter("it is empty")
@@ -99,26 +90,13 @@ def _text(value: str) -> str:
     no_args_is_help=True,
 )
 @gang_options
-@click.option(
-    "-e",
-    "--env",
-    type=_variable,
-    multiple=True,
-    metavar="NAME[=VALUE]",
-    help="Set a variable for PROGRAM, over those of the node; without a value, to the one it has here. Repeatable.",
-)
-@click.option(
-    "--env-remove",
-    type=_text,
-    multiple=True,
-    metavar="GLOB",
-    help="Take the node's variables of this name away, as in 'SLURM_*'. Repeatable.",
-)
+@environment_options
 @click.option(
     "--cwd",
     type=_text,
     metavar="DIR",
-    help="Directory to run in, on each node; a relative one starts from here.  [default: the current one]",
+    help="Directory to run in, on each node; a relative one starts from here.  [default: the current one, or that of"
+    " --working-dir]",
 )
 @click.option(
     "--grace",
@@ -165,8 +143,6 @@ def run(  # noqa: PLR0913  # one argument per option
     /,
     *,
     nprocs: int | None,
-    env: Sequence[tuple[str, str]],
-    env_remove: Sequence[str],
     cwd: str | None,
     grace: float,
     dry_run: bool,
@@ -183,22 +159,23 @@ def run(  # noqa: PLR0913  # one argument per option
         session = default_session()
     name = name or _default_name(program, session)
     try:
+        env, theirs = variables(others), runtime_env(others)
         shape = shape_of({"nprocs": nprocs, **others})
         restarts = restart_fields(others)
         shared: dict[str, Any] = {
             "program": program,
             "args": args,
-            "env_remove": env_remove,
-            "cwd": _directory(cwd),
+            "env_remove": others["env_remove"],
+            "cwd": _directory(cwd, theirs),
             "tail_lines": TAIL_LINES,
             "placement": placement(others),
             "forget": others["forget"],
             **limit_fields(others, grace),
         }
         if shape:
-            job: AGang | Several = _gang(name, replace(shape, **restarts), grace, dict(env), shared)
+            job: AGang | Several = _gang(name, replace(shape, **restarts), grace, env, shared)
         else:
-            job = _several(name, nprocs or 1, dict(env), {**shared, **restarts})
+            job = _several(name, nprocs or 1, env, {**shared, **restarts})
     except (TypeError, ValueError) as error:
         raise click.UsageError(str(error), ctx) from error
     if dry_run:
@@ -206,9 +183,9 @@ def run(  # noqa: PLR0913  # one argument per option
             click.echo(os.fsencode(line))
         return 0
     if detach:
-        launch(job, address, session or DEFAULT, grace)
+        launch(job, Target(address, session or DEFAULT, grace, theirs))
         return 0
-    return Run(job, address, grace, session).execute()
+    return Run(job, Target(address, session, grace, theirs)).execute()
 
 
 def _default_name(program: str, session: str | None) -> str:
@@ -232,8 +209,10 @@ def _gang(name: str, shape: Shape, grace: float, env: Mapping[str, str], shared:
     return AGang(name, shape, LaunchOptions(env=env, **shared), grace)
 
 
-def _directory(cwd: str | None) -> str | None:
-    """None where the current directory has been removed: the node's own then."""
+def _directory(cwd: str | None, theirs: Mapping[str, Any] | None) -> str | None:
+    """None for the node's own: where Ray brings one there, or the current directory has been removed."""
+    if theirs is not None and "working_dir" in theirs:
+        return cwd
     try:
         return os.path.abspath(cwd or ".")  # noqa: PTH100  # pathlib keeps `..`
     except OSError:

@@ -19,7 +19,7 @@ from typing import TypeVar
 from ray_launcher import ExitPort, Failed, ProcExitResult, ProcLauncherError, RayProcLauncher, Signaled, is_spare
 from ray_launcher.cli import outcome
 from ray_launcher.cli.connect import ConnectError, connect, leave
-from ray_launcher.cli.jobs import Job
+from ray_launcher.cli.jobs import Job, Target
 from ray_launcher.cli.output import STDERR, STDOUT, OutputAbandonedError, Plain, Prefixed, Screen, View
 from ray_launcher.cli.progress import Progress
 from ray_launcher.cli.signals import deliver_to, ignore
@@ -43,8 +43,8 @@ _FDS = {"stdout": STDOUT, "stderr": STDERR}
 class Run:
     """Runs procs and shows what they write."""
 
-    def __init__(self, job: Job, address: str | None, grace: float, session: str | None = None) -> None:
-        self._job, self._address, self._grace, self._session = job, address, grace, session
+    def __init__(self, job: Job, target: Target) -> None:
+        self._job, self._target, self._grace = job, target, target.grace
         self._ids: list[str] = []  # by rank, once launched
         self._mail: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._screen = Screen(on_closed=lambda error: self._mail.put(partial(self._output_closed, error)))
@@ -90,10 +90,10 @@ class Run:
 
     def _start(self) -> None:
         try:
-            connect(self._address)
+            connect(self._target.address)
             self._job.settle()
             self._mail.put(self._take_signals)  # Ray has just put its own handler before ours, one that aborts
-            launcher = RayProcLauncher(session=self._session, detached=self._session is not None, grace=self._grace)
+            launcher = self._target.open()
         except ConnectError as error:
             self._mail.put(partial(self._give_up, str(error)))
         except Exception as error:  # noqa: BLE001  # whatever it is, it is said and not waited for

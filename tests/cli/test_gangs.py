@@ -177,4 +177,4 @@ def test_a_gang_takes_the_nodes_that_there_are(env: dict[str, str]) -> None:
     with running("--nnodes", "1:3", "--strategy", "STRICT_SPREAD", *shell(script), env=env) as run:
         assert run.ended() == 0
     assert run.out.decode().splitlines() == ["[0] 1"]
-    assert run.says == []
+    assert [line for line in run.says if "waiting" not in line] == []  # where the start takes its time, it says so

@@ -118,10 +118,10 @@ def test_a_gangs_progress_is_shown_below_its_output_and_is_gone_at_the_end(termi
 
 
 def test_what_a_launch_waits_for_is_shown_until_it_is_over(terminal: Terminal) -> None:
-    terminal.keys(typed("--resources", "none=1", "--start-timeout", "4", how="gentle"), "Enter")
+    terminal.keys(typed("--resources", "none=1", "--start-timeout", "8", how="gentle"), "Enter")
     address = terminal.address
     missing = f"needs none 1; no node is that large: the largest, {address}, has 0 none"
     terminal.sees(f"ray-launcher: waiting: {missing}")
     terminal.sees("code=125")
-    over = f"ray-launcher: the resources were not there within 4 s: {missing}"
+    over = f"ray-launcher: the resources were not there within 8 s: {missing}"
     assert terminal.lines() == ["shell", over, "code=125"]

@@ -12,7 +12,7 @@ import ray_launcher
 from ray_launcher import LaunchOptions, Placement, ProcBind
 from ray_launcher.cli import run
 from ray_launcher.cli.gangs import Shape
-from ray_launcher.cli.jobs import AGang, Several
+from ray_launcher.cli.jobs import AGang, Several, Target
 from ray_launcher.cli.main import main
 
 
@@ -24,8 +24,8 @@ class Started:
     address: str | None
     grace: float
 
-    def __init__(self, job: Several | AGang, address: str | None, grace: float) -> None:
-        Started.job, Started.address, Started.grace = job, address, grace
+    def __init__(self, job: Several | AGang, target: Target) -> None:
+        Started.job, Started.address, Started.grace = job, target.address, target.grace
         Started.launches = job.launches if isinstance(job, Several) else {}
 
     def execute(self) -> int:

@@ -122,7 +122,7 @@ def test_a_node_that_joins_is_used_by_those_who_wait_and_by_nobody_who_was_ended
     assert not waiting.exit_port.done()
     with nodes.one_more({"zone": "late"}):
         assert [next(launcher.logs("waits", follow=True), "")] == ["up"], ended(waiting.exit_port)
-        assert list(procs_of(launcher.session).values()) == ["sleep 9999"]
+        until(lambda: list(procs_of(launcher.session).values()) == ["sleep 9999"], "it is the only one")
         assert not procs_of(shared.session)
         assert zones(launcher, nodes, Placement(), 2) == {"a": 1, "b": 1, "late": 1}  # the one that waited
         launcher.kill("waits")
