@@ -22,7 +22,7 @@ from ray_launcher import checks
 from ray_launcher.cluster.actors import find, spawner_actor
 from ray_launcher.cluster.environment import NOT_STARTED, setup_time
 from ray_launcher.cluster.wire import SessionInfo
-from ray_launcher.errors import LaunchError, UnknownSessionError
+from ray_launcher.errors import LaunchError, ProcLauncherError, UnknownSessionError
 from ray_launcher.exits import ProcExitResult
 from ray_launcher.gang import Gang
 from ray_launcher.launcher import ActorProcLauncher
@@ -56,8 +56,8 @@ class RayProcLauncher(View):
     history: how many procs that have ended are remembered (1 to 100,000), with up to 8,000 characters of their stderr.
 
     Unless it is detached, the session ends with `close`, with this process however it ends, and with `ray.shutdown()`.
-    Raises TypeError or ValueError for bad arguments, ValueError also where a session of that name cannot be used, and
-    what `ray.init` raises.
+    Raises TypeError or ValueError for bad arguments, ValueError also where a session of that name cannot be used,
+    `ProcLauncherError` through Ray Client, and what `ray.init` raises.
     """
 
     def __init__(  # noqa: PLR0913  # one argument per choice
@@ -80,6 +80,7 @@ class RayProcLauncher(View):
         )
         if runtime_env is not None and not isinstance(runtime_env, dict):
             raise TypeError(f"runtime_env must be a dict as ray.init takes it, not {type(runtime_env).__name__}")
+        _check_no_client(address)
         if not ray.is_initialized():
             ray.init(address=address, log_to_driver=False)
         info = replace(info, owner=uuid.uuid4().hex)
@@ -96,6 +97,7 @@ class RayProcLauncher(View):
         Raises `UnknownSessionError`, TypeError or ValueError for a bad name.
         """
         name = _session_name(session)
+        _check_no_client(None)
         if not ray.is_initialized():
             raise UnknownSessionError(f"no session {name!r}: this process is not connected; call ray.init(...) first")
         spawner = find(spawner_actor(name))
@@ -221,6 +223,15 @@ class RayProcLauncher(View):
         super()._ended(proc_id, number, result)
         if self._closed and not self._open:
             self._settled.set()
+
+
+def _check_no_client(address: str | None) -> None:
+    """Ray Client puts a process between us and the cluster that has no callbacks for refs, and takes them with it."""
+    if (address or "").startswith("ray://") or ray.util.client.ray.is_connected():  # type: ignore[no-untyped-call]
+        raise ProcLauncherError(
+            "Ray Client (ray://) cannot tell how procs end: run this on a node of the cluster, "
+            "or send it there with `ray job submit`"
+        )
 
 
 def _plain(opts: LaunchOptions) -> LaunchOptions:
