@@ -70,6 +70,7 @@ class Kinship:
         self._by_token: dict[bytes, Proc] = {}  # until nothing of the tree is left
         self._by_session: dict[int, Proc] = {}
         self._sampled: dict[tuple[int, int], Proc] = {}  # by pid and start time
+        self._newest = b""  # the last process that there was then
 
     def add(self, proc: Proc) -> None:
         """A leader has been started."""
@@ -131,7 +132,14 @@ class Kinship:
         return self._by_token.get(cookie.rsplit(b"/", 1)[-1]) if cookie is not None else None
 
     def sample(self) -> None:
-        """Note who descends from whom, for the day when a process has neither parent, session nor cookie."""
+        """Note who descends from whom, for the day when a process has neither parent, session nor cookie.
+
+        Costs next to nothing where no process has been started since.
+        """
+        newest = proctable.newest()
+        if newest and newest == self._newest:
+            return
+        self._newest = newest
         table = proctable.snapshot()
         below: dict[int, list[Stat]] = {}
         for stat in table.values():
