@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
-__all__ = ["EnvMapping", "FrozenMapping"]
+__all__ = ["EnvMapping", "FrozenMapping", "SecretMapping"]
 
 _K = TypeVar("_K")
 _V_co = TypeVar("_V_co", covariant=True)
@@ -45,6 +45,13 @@ class FrozenMapping(Mapping[_K, _V_co]):
 
 class EnvMapping(FrozenMapping[str, str]):
     """Environment variables. ``repr()`` shows the names only, since values are often secrets: ``{'TOKEN': '***'}``."""
+
+    def __repr__(self) -> str:
+        return repr(dict.fromkeys(self, "***"))
+
+
+class SecretMapping(FrozenMapping[str, bytes]):
+    """Contents of files by name. ``repr()`` shows the names only: ``{'token': '***'}``."""
 
     def __repr__(self) -> str:
         return repr(dict.fromkeys(self, "***"))

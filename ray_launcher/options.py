@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ray_launcher import checks, limits
 from ray_launcher.callables import launch_fields
-from ray_launcher.frozen import EnvMapping, FrozenMapping
+from ray_launcher.frozen import EnvMapping, FrozenMapping, SecretMapping
 from ray_launcher.limits import ProcBind, RlimitValue
 from ray_launcher.readiness import ReadyWhen
 
@@ -33,6 +34,9 @@ _PROC_ID_BYTES = 4096
 #: Seconds. Kubernetes' number: https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#restart-policy
 LONGEST_RESTART_DELAY = 300.0
 _HIDDEN = ("bootstrap_payload",)
+_SECRET_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
+#: Bytes of all secrets of a proc.
+_SECRETS = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +148,10 @@ class LaunchOptions:
     ready_when: ReadyWhen | None = None
     """How to tell that the proc is ready to be used; None: as soon as it runs. See `RayProcLauncher.wait_ready`. For
     spawners of this package."""
+    secrets: Mapping[str, bytes] = field(default_factory=dict)
+    """Files for the proc alone, by name: letters, digits, ``.``, ``_``, ``-``; 1 MiB in all, text as UTF-8. They
+    are in the directory that RAY_LAUNCHER_SECRETS names in the proc's environment, for this user only, and gone with
+    the last process of its tree. ``repr`` shows the names. For spawners of this package."""
     forget: bool = False
     """Once the proc has ended its session does not remember it, and its log files are removed. For spawners of this
     package."""
@@ -177,6 +185,7 @@ class LaunchOptions:
             max_restarts: int = 0,
             restart_delay: float = 10,
             ready_when: ReadyWhen | None = None,
+            secrets: Mapping[str, bytes | str] = ...,
             forget: bool = False,
             placement: Placement = ...,
         ) -> None: ...
@@ -206,6 +215,7 @@ class LaunchOptions:
         if self.ready_when is not None and self.ready_when.log is not None and not self.want_stdio:
             raise ValueError("LaunchOptions.ready_when.log needs the output; leave want_stdio on")
         self._check_limits()
+        _store(self, "secrets", SecretMapping(_secrets("LaunchOptions.secrets", self.secrets)))
         _store(self, "max_restarts", checks.count("LaunchOptions.max_restarts", self.max_restarts))
         _store(self, "restart_delay", check_restart_delay("LaunchOptions.restart_delay", self.restart_delay))
 
@@ -318,6 +328,23 @@ def _resources(value: object) -> FrozenMapping[str, int | float]:
         where = checks.entry_of("Placement.resources", name)
         raise ValueError(f"{where} has a field of its own; write Placement({_OWN_FIELDS[name]}=...)")
     return FrozenMapping(resources)
+
+
+def _secrets(where: str, value: object) -> dict[str, bytes]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{where} must be a mapping of names to bytes, not {type(value).__name__}")
+    found = {}
+    for name, content in value.items():
+        if not isinstance(name, str):
+            raise TypeError(f"{where} must have names that are str, not {type(name).__name__}")
+        if not _SECRET_NAME.fullmatch(name):
+            raise ValueError(f"{where} has the name {name!r}; use letters, digits, '.', '_' and '-', at most 64")
+        if not isinstance(content, (bytes, str)):
+            raise TypeError(f"{where}[{name!r}] must be bytes or str, not {type(content).__name__}")
+        found[name] = content.encode() if isinstance(content, str) else bytes(content)
+    if sum(map(len, found.values())) > _SECRETS:
+        raise ValueError(f"{where} has more than 1 MiB; hand over the path of a file that the nodes have instead")
+    return found
 
 
 def _optional_wait(where: str, value: object) -> float | None:

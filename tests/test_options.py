@@ -128,6 +128,8 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "max_restarts": 0,
         "restart_delay": 10.0,
         "ready_when": None,
+        "secrets": {},
+        "forget": False,
         "placement": Placement(),
     }
     assert dataclasses.asdict(Placement()) == {

@@ -45,6 +45,16 @@ def _text(value: str) -> str:
     return value
 
 
+def _secret(value: str) -> tuple[str, bytes]:
+    name, equals, path = value.partition("=")
+    if not name or not equals:
+        raise click.BadParameter("write NAME=FILE")  # what was written may be the secret itself
+    try:
+        return name, Path(path).read_bytes()
+    except OSError as error:
+        raise click.BadParameter(f"cannot read the file of {name}: {error.strerror}") from None
+
+
 def _runtime_env(value: str) -> dict[str, Any]:
     """The path of a YAML file, or JSON."""
     import yaml  # noqa: PLC0415  # Ray needs it, too; JSON is YAML
@@ -83,6 +93,13 @@ environment_options = together(
         multiple=True,
         metavar="GLOB",
         help="Take the node's variables of this name away, as in 'SLURM_*'. Repeatable.",
+    ),
+    click.option(
+        "--secret",
+        type=_secret,
+        multiple=True,
+        metavar="NAME=FILE",
+        help="Give PROGRAM the content of a file here as NAME in $RAY_LAUNCHER_SECRETS, for it alone. Repeatable.",
     ),
     click.option(
         "--runtime-env",

@@ -17,7 +17,7 @@ from ray_launcher.cli.dry import plan
 from ray_launcher.cli.environment import environment_options, runtime_env, variables
 from ray_launcher.cli.gangs import Shape, gang_options, shape_of
 from ray_launcher.cli.jobs import AGang, Several, Target
-from ray_launcher.cli.limits import grace_period, limit_fields, limit_options
+from ray_launcher.cli.limits import grace_period, limit_fields, limit_options, once
 from ray_launcher.cli.outcome import TAIL_LINES
 from ray_launcher.cli.resources import placement, resource_options
 from ray_launcher.cli.restarts import restart_fields, restart_options
@@ -170,6 +170,7 @@ def run(  # noqa: PLR0913  # one argument per option
             "tail_lines": TAIL_LINES,
             "placement": placement(others),
             "forget": others["forget"],
+            "secrets": once("--secret", others["secret"]),
             **limit_fields(others, grace),
         }
         if shape:

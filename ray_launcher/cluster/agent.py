@@ -12,7 +12,7 @@ import os
 import pickle
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from ray_launcher.cluster.nodes import is_alive
 from ray_launcher.cluster.ports import Ports
 from ray_launcher.cluster.probes import Subject, Verdict, probe
 from ray_launcher.cluster.registry import Registry
+from ray_launcher.cluster.secrets import Secrets
 from ray_launcher.cluster.specs import Specs
 from ray_launcher.cluster.wire import (
     STREAMS,
@@ -73,6 +74,8 @@ class Agent:
         self._specs = Specs(session.name, name, self._logs, raylet_environ(self._raylet), asked)
         self._directory = client.runtime_directory(name)
         self._keeper = Keeper(self._directory, self._logs, self._specs.cookie(""), self)
+        self._secrets = Secrets(self._directory)
+        self._going: set[asyncio.Task[None]] = set()
         self._finding = asyncio.ensure_future(self._find())
         self._generation = -1  # of the spawner that has joined us
         self._posting = asyncio.Lock()
@@ -208,6 +211,8 @@ class Agent:
         """What an agent before us has left; without a supervisor, its launches are forgotten, if it had any."""
         if await self._keeper.find():
             self._forgot = False
+            for token in self._secrets.find() - self._keeper.running.keys():
+                self._do(self._remove_secrets(token))
         elif self._forgot:
             has_served = self._registry.has_served
             self._forgot = await asyncio.get_running_loop().run_in_executor(None, has_served, self._name)
@@ -225,6 +230,17 @@ class Agent:
     def on_news(self, item: Started | Exit) -> None:
         """See `Host`."""
         self._feed.add(item)
+        if isinstance(item, Exit) and item.token in self._secrets:
+            self._do(self._remove_secrets(item.token))
+
+    async def _remove_secrets(self, token: str) -> None:
+        await self._keeper.gone(token)
+        self._secrets.remove(token)
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._going.add(task)
+        task.add_done_callback(self._going.discard)
 
     # -- launches and requests ------------------------------------------------------------------------------------
 
@@ -279,13 +295,16 @@ class Agent:
             return  # sent again
         proc_id, opts, *_ = pickle.loads(message.payload)  # noqa: S301  # from our own spawner
         try:
-            spec = self._specs.make(message, proc_id, opts)
+            secrets = self._secrets.put(token, opts.secrets) if opts.secrets else None
+            spec = self._specs.make(message, proc_id, opts, secrets)
             if message.grant is not None and message.grant.port is not None:
                 self._ports.give(message.grant.port)
             self._keeper.launch(supervisor, Started(token, 0, 0.0, message.note), spec)
         except ProtocolError as error:
             text = f"{opts.program}: arguments and environment are too long for exec (E2BIG): {error}"
             self._keeper.failed(token, message.note, text, code=126)
+        except OSError as error:
+            self._keeper.failed(token, message.note, f"cannot write the proc's secrets: {error.strerror}")
 
     # -- the spawner ----------------------------------------------------------------------------------------------
 

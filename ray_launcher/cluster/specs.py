@@ -27,18 +27,19 @@ class Specs:
         self.base = base_environ(os.environb, raylet_environ, asked, self._masks)
         self._cwd = str(Path.cwd())
 
-    def make(self, message: Launch, proc_id: str, opts: LaunchOptions) -> Spec:
-        """Of one launch."""
+    def make(self, message: Launch, proc_id: str, opts: LaunchOptions, secrets: str | None = None) -> Spec:
+        """Of one launch. secrets: the directory where its are."""
         token = message.token
         base = self.base if opts.inherit_env else {}
         grant = message.grant or _NOTHING
+        granted = grant.env if secrets is None else {**grant.env, "RAY_LAUNCHER_SECRETS": secrets}
         seen = masks(grant.accelerators) if grant.accelerators else self._masks
         return Spec(
             token=token.encode(),
             program=os.fsencode(opts.program),
             argv=[os.fsencode(opts.program if opts.arg0 is None else opts.arg0), *map(os.fsencode, opts.args)],
             cwd=os.fsencode(self._cwd if opts.cwd is None else os.path.join(self._cwd, opts.cwd)),  # noqa: PTH118
-            environ=additions(opts, self.cookie(token), self._raylet_environ, seen, grant.env),
+            environ=additions(opts, self.cookie(token), self._raylet_environ, seen, granted),
             unset=removals(base, opts.env_remove) if opts.env_remove else [],
             inherit=opts.inherit_env,
             stdout=self.log(proc_id, token, "stdout") if opts.want_stdio else b"",

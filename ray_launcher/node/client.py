@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -60,6 +61,7 @@ def remove_directory(path: Path) -> None:
     """Remove what a supervisor that has ended leaves, and the parent when it was the last."""
     for name in ("socket", _LOG):
         (path / name).unlink(missing_ok=True)
+    shutil.rmtree(path / "secrets", ignore_errors=True)
     for directory in (path, path.parent):
         with contextlib.suppress(OSError):  # the guard took it, or others' directories are in it
             directory.rmdir()

@@ -100,6 +100,7 @@ def _remove(directory: str, lock: int) -> None:
         os.unlink("socket", dir_fd=lock)
     except OSError:
         pass
+    _remove_secrets(lock)
     try:
         if os.stat("supervisor.log", dir_fd=lock).st_size == 0:
             os.unlink("supervisor.log", dir_fd=lock)
@@ -107,3 +108,18 @@ def _remove(directory: str, lock: int) -> None:
         os.rmdir(os.path.dirname(directory))
     except OSError:
         pass  # last words, other sessions' directories, or somebody tidied up
+
+
+def _remove_secrets(lock: int) -> None:
+    """What agents have put there for procs."""
+    for _, below, files, fd in os.fwalk("secrets", topdown=False, dir_fd=lock):  # tells nothing where there are none
+        for remove, names in ((os.unlink, files), (os.rmdir, below)):
+            for name in names:
+                try:
+                    remove(name, dir_fd=fd)
+                except OSError:
+                    pass  # its agent has been there first
+    try:
+        os.rmdir("secrets", dir_fd=lock)
+    except OSError:
+        pass

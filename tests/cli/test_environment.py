@@ -78,3 +78,16 @@ def test_a_working_directory_is_brought_to_the_node(env: dict[str, str], tmp_pat
 )
 def test_a_runtime_env_that_is_wrong_is_refused(env: dict[str, str], value: str, text: str) -> None:
     assert text in refusal("--runtime-env", value, "--", "true", env=env)
+
+
+def test_a_secret_comes_from_a_file_here(env: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("s3cret")
+    args = ("--secret", f"api={tmp_path / 'key'}", "--", "sh", "-c", 'cat "$RAY_LAUNCHER_SECRETS/api"')
+    assert output(*args, env=env) == "s3cret"
+
+
+@pytest.mark.parametrize("value, text", [("s3cret", "write NAME=FILE"), ("api=/nonexistent", "cannot read the file")])
+def test_a_secret_that_is_wrong_is_refused_without_showing_it(env: dict[str, str], value: str, text: str) -> None:
+    said = refusal("--secret", value, "--", "true", env=env)
+    assert text in said
+    assert "s3cret" not in said

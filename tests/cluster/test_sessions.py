@@ -303,3 +303,14 @@ def test_a_launcher_that_was_found_launches_in_a_detached_session(name: str) -> 
 def test_a_session_that_is_not_there_is_not_found(nodes: Nodes) -> None:
     with pytest.raises(UnknownSessionError, match="'nowhere'"):
         RayProcLauncher.find("nowhere")
+
+
+def test_what_fails_is_restarted_when_the_spawner_died_with_nobody_attached(nodes: Nodes, name: str) -> None:
+    driver = LAUNCH.replace('args=["-c", script])', 'args=["-c", script], max_restarts=1, restart_delay=0)')
+    ran("-c", driver, nodes.address, name, "exec sleep 9999")
+    first = pid_of(attached(name), "exec sleep 9999")
+    kill_spawner(name)
+    os.kill(first, signal.SIGKILL)
+    launcher = RayProcLauncher.find(name)
+    until(lambda: info_of(launcher, "exec sleep 9999").restarts == 1, "it is restarted", DEADLINE)
+    assert pid_of(launcher, "exec sleep 9999") != first

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import pickle
 import random
 from collections.abc import Awaitable, Callable
 
@@ -12,7 +13,7 @@ import pytest
 from sim_chain import World
 from sim_loop import SimLoop
 
-from ray_launcher import Exited, ExitPort, Failed, Placement, ProcExitResult, Signaled
+from ray_launcher import Exited, ExitPort, Failed, Placement, ProcExitResult, Signaled, decode_exit
 
 #: Seconds, in the simulation, after which a port that is open is open for ever.
 _PATIENCE = 120.0
@@ -53,6 +54,28 @@ class Scenario:
             await self._wait_a_little()
         for number in self._endless.intersection(self._open()):
             self._request(number)
+
+    def begin(self) -> None:
+        """A few launches that end by themselves."""
+        for number in range(6):
+            lifetime = self._chance.choice([0.0, 0.1, 3.0 * self._chance.random()])
+            at, _ = self.world.launch(f"proc {number}", lifetime, self._chance.randrange(100))
+            self._ids[at] = f"proc {number}"
+
+    async def strike(self, deaths: int) -> None:
+        for _ in range(deaths):
+            await self._wait_a_little()
+            self._strike()
+
+    def check_history(self) -> None:
+        """Each launch has one end that is true, which is remembered."""
+        remembered = {past.key[1]: past for block in self.world.blocks.values() for past in pickle.loads(block)}
+        for number in self._ids:
+            ends = self.world.starts.get(("launcher", number), [])
+            what = f"seed {self.seed}: launch {number}: {remembered.get(number)}, ends {ends}"
+            assert len(ends) <= 1, what
+            assert number in remembered, what
+            assert _is_true(decode_exit(remembered[number].report), ends, restartable=False), what
 
     async def check(self) -> None:
         with contextlib.suppress(asyncio.TimeoutError):
@@ -206,6 +229,22 @@ _ALL = "spawner agent supervisor"
 @pytest.mark.parametrize("victims", ["", "spawner", "agent", "supervisor", *_PAIRS, _ALL, *_NODES])
 def test_outcomes_are_told_once_and_are_true(victims: str) -> None:
     _cases(0, 30, victims)
+
+
+@pytest.mark.parametrize("victims", ["spawner", "spawner agent", _ALL])
+def test_without_their_launcher_launches_of_a_detached_session_run_once_and_are_remembered(victims: str) -> None:
+    async def plot(world: World) -> None:
+        scenario = Scenario(world, world.seed, victims)
+        scenario.begin()
+        await _until(lambda: len(world.docket) == 6)
+        world.abandon()
+        await scenario.strike(3)
+        await asyncio.sleep(60)
+        scenario.check_history()
+        assert world.docket == {}
+
+    for seed in range(40):
+        _play(plot, seed, 0.05 * (seed % 2), detached=True)
 
 
 async def _until(what: Callable[[], object]) -> None:

@@ -57,7 +57,7 @@ class World:
 
     def __init__(self, loop: SimLoop, seed: int, trouble: float, *, detached: bool = False) -> None:
         self.loop, self.chance = loop, random.Random(seed)  # noqa: S311  # noise, no secret
-        self._trouble = trouble
+        self.seed, self._trouble = seed, trouble
         self.starts: dict[tuple[str, int], list[bytes]] = {}  # by the launch's key: what each start ended with
         self.attempts: dict[tuple[str, int], list[int]] = {}  # the same: which attempt each start was
         self.procs: list[Proc] = []
@@ -82,7 +82,7 @@ class World:
             spawner_actor("sim"), functools.partial(self._make_spawner, session), self.chance, trouble=trouble
         )
         self._start_agent(session, {}, *self._begun, again=False)
-        mail = type("Mail", (self._mail_module.Mail,), {"connected": True})
+        mail = type("Mail", (self._mail_module.Mail,), {"here": True, "connected": property(lambda mail: mail.here)})
         self.mail: Any = mail(self.spawner, "launcher")
 
     def launch(
@@ -125,6 +125,10 @@ class World:
 
     def request(self, proc_id: str, number: int, timeout: float | None) -> None:
         self.mail.send("request", (proc_id, (number,), timeout), about=(number,))
+
+    def abandon(self) -> None:
+        """The launcher is gone."""
+        self.mail.here = False
 
     def kept(self) -> dict[str, object]:
         """What every layer keeps for the launcher."""
