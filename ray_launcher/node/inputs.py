@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Bytes that wait for a program to read; what is beyond them stays with who sends it.
 _MOST = 256 << 10
+#: Bytes that stay together, whoever else writes: as in a pipe of the kernel's.
+_TOGETHER = 4096
 #: Writers of one proc that are remembered.
 _WRITERS = 256
 #: Bytes of one read of a terminal, which gives 4 KiB at most; reads in a row; and of one whose program has exited.
@@ -119,7 +121,8 @@ class Input:
         new = data[taken - offset :] if offset <= taken else b""
         if self.state == b"shut" or offset > taken:
             return True
-        part = new[: max(0, _MOST - len(self.buffer))]
+        room = max(0, _MOST - len(self.buffer))
+        part = b"" if room < len(new) <= _TOGETHER else new[:room]
         try:
             self.buffer += part
         except MemoryError:  # that may pass
