@@ -214,7 +214,8 @@ def test_a_terminal_is_all_three_streams_and_the_controlling_one(rig: Rig) -> No
 
 
 def test_keys_are_echoed_and_control_c_interrupts_the_foreground(rig: Rig) -> None:
-    token, writer = in_terminal(rig, "trap 'echo interrupted' INT; echo ready; read -r line; echo got $line; cat")
+    script = "trap 'echo interrupted' INT; echo ready; read -r line; echo got $line; while :; do sleep 0.05; done"
+    token, writer = in_terminal(rig, script)
     sees(rig, token, b"ready")
     writer.write(b"hello\n")
     sees(rig, token, b"hello\r\ngot hello\r\n")  # a line that is not read yet would go with Control-C
