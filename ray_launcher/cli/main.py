@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 import click
 
 import ray_launcher
+from ray_launcher.cli.attach import attach
+from ray_launcher.cli.exec import exec_
 from ray_launcher.cli.outcome import LAUNCHER_ERROR
 from ray_launcher.cli.ps import inspect, ps
 from ray_launcher.cli.run import run
@@ -40,7 +42,7 @@ def cli() -> None:
     """Start programs on the nodes of a Ray cluster, and learn how each one ended."""
 
 
-for _verb in (run, ps, inspect):
+for _verb in (run, exec_, attach, ps, inspect):
     cli.add_command(_verb)
 
 

@@ -16,10 +16,12 @@ from ray_launcher.cli.dry import plan
 from ray_launcher.cli.gangs import Shape, gang_options, shape_of
 from ray_launcher.cli.jobs import AGang, Several
 from ray_launcher.cli.limits import limit_fields, limit_options
+from ray_launcher.cli.options import variable
 from ray_launcher.cli.outcome import TAIL_LINES
 from ray_launcher.cli.resources import placement, resource_options
 from ray_launcher.cli.restarts import restart_fields, restart_options
 from ray_launcher.cli.running import Run
+from ray_launcher.cli.terminal import feed_of, stdin_fields, stdin_options
 
 _HINT = (
     "Options of ray-launcher come first, then `--`, then PROGRAM with its own: ray-launcher run -n 4 -- PROGRAM ARGS..."
@@ -31,12 +33,14 @@ _HELP = """Run PROGRAM on the cluster, and show what it writes, as it comes.
 Examples:
   ray-launcher run -n 4 --env LR=0.1 -- python train.py --epochs 3
   ray-launcher run -j 2x4 --gpus 1 -- python train.py
+  ray-launcher run -it --gpus 1 -- bash
 
 The cluster is that of --address or RAY_ADDRESS, else one that runs on this machine (`ray start`), else Ray is started
 here, and stopped at the end.
 
 stdout goes to stdout and stderr to stderr: untouched for one proc; in whole lines behind "[RANK] " for several. PROGRAM
-writes to files, so it may buffer, as it does in a pipe. Its stdin is empty.
+writes to files, so it may buffer, as it does in a pipe. Its stdin is empty, unless -i or --stdin give one proc
+something to read. With -t it writes to a terminal, and with -it our keys go there, Ctrl-C among them.
 
 Each proc finds its rank, 0 to N-1, in RAY_LAUNCHER_RANK, and N in RAY_LAUNCHER_NPROCS. When one of -n fails, the others
 run on.
@@ -69,16 +73,6 @@ class _RunCommand(click.Command):
             return super().parse_args(ctx, args)
         except (click.NoSuchOption, click.MissingParameter) as error:
             raise click.UsageError(f"{error.format_message()}\n{_HINT}", ctx) from None
-
-
-def _variable(value: str) -> tuple[str, str]:
-    """NAME=VALUE, or NAME for the value that it has here, which keeps a secret out of command lines."""
-    name, equals, text = value.partition("=")
-    if not name:
-        raise click.BadParameter("the name is missing; write NAME=VALUE")
-    if not equals and name not in os.environ:
-        raise click.BadParameter(f"{name} is not set here; write {name}=VALUE")
-    return name, text if equals else os.environ[name]
 
 
 def _seconds(value: str) -> float:
@@ -115,7 +109,7 @@ def _text(value: str) -> str:
 @click.option(
     "-e",
     "--env",
-    type=_variable,
+    type=variable,
     multiple=True,
     metavar="NAME[=VALUE]",
     help="Set a variable for PROGRAM, over those of the node; without a value, to the one it has here. Repeatable.",
@@ -140,6 +134,7 @@ def _text(value: str) -> str:
     metavar="SECONDS",
     help="Time between SIGTERM and SIGKILL when procs are terminated.  [default: 10]",
 )
+@stdin_options
 @resource_options
 @limit_options
 @restart_options
@@ -168,9 +163,14 @@ def run(  # noqa: PLR0913  # one argument per option
     **others: Any,
 ) -> int:
     """See `_HELP`."""
+    variables = dict(env)
+    fields = stdin_fields(others, variables)
     try:
         shape = shape_of({"nprocs": nprocs, **others})
         restarts = restart_fields(others)
+        if fields and (shape or (nprocs or 1) > 1 or restarts.get("max_restarts")):
+            text = "-i, -t and --stdin are for one proc that is started once"
+            raise click.UsageError(f"{text}; leave them out, or -n, -j, --nnodes, --nproc-per-node and --max-restarts")
         shared: dict[str, Any] = {
             "program": program,
             "args": args,
@@ -179,18 +179,23 @@ def run(  # noqa: PLR0913  # one argument per option
             "tail_lines": TAIL_LINES,
             "placement": placement(others),
             **limit_fields(others, grace),
+            **fields,
         }
         if shape:
-            job: AGang | Several = _gang(name, replace(shape, **restarts), grace, dict(env), shared)
+            job: AGang | Several = _gang(name, replace(shape, **restarts), grace, variables, shared)
         else:
-            job = _several(name, nprocs or 1, dict(env), {**shared, **restarts})
+            job = _several(name, nprocs or 1, variables, {**shared, **restarts})
     except (TypeError, ValueError) as error:
         raise click.UsageError(str(error), ctx) from error
     if dry_run:
         for line in plan(job):
             click.echo(os.fsencode(line))
         return 0
-    return Run(job, address, grace).execute()
+    try:
+        feed = feed_of(others)
+    except OSError as error:
+        raise click.BadParameter(f"cannot open it: {error.strerror}", param_hint="'--stdin'") from error
+    return Run(job, address, grace, feed).execute()
 
 
 def _several(name: str, nprocs: int, env: Mapping[str, str], shared: Mapping[str, Any]) -> Several:
@@ -202,8 +207,8 @@ def _several(name: str, nprocs: int, env: Mapping[str, str], shared: Mapping[str
 
 
 def _gang(name: str, shape: Shape, grace: float, env: Mapping[str, str], shared: Mapping[str, Any]) -> AGang:
-    for variable in env.keys() & gang_env(name, 0).keys():
-        raise click.BadParameter(f"each rank of a gang is given its own {variable}; leave it out", param_hint="'--env'")
+    for given in env.keys() & gang_env(name, 0).keys():
+        raise click.BadParameter(f"each rank of a gang is given its own {given}; leave it out", param_hint="'--env'")
     return AGang(name, shape, LaunchOptions(env=env, **shared), grace)
 
 

@@ -14,6 +14,7 @@ from ray_launcher.cli import run
 from ray_launcher.cli.gangs import Shape
 from ray_launcher.cli.jobs import AGang, Several
 from ray_launcher.cli.main import main
+from ray_launcher.cli.terminal import Feed
 
 
 class Started:
@@ -23,8 +24,10 @@ class Started:
     launches: Mapping[str, LaunchOptions]  # for several
     address: str | None
     grace: float
+    feed: Feed | None
 
-    def __init__(self, job: Several | AGang, address: str | None, grace: float) -> None:
+    def __init__(self, job: Several | AGang, address: str | None, grace: float, feed: Feed | None) -> None:
+        Started.feed = feed
         Started.job, Started.address, Started.grace = job, address, grace
         Started.launches = job.launches if isinstance(job, Several) else {}
 
