@@ -118,18 +118,18 @@ class Input:
         offset: of `data` in all that this writer has to say.
         """
         taken = self.taken.setdefault(writer, 0)
-        new = data[taken - offset :] if offset <= taken else b""
+        if len(self.taken) > _WRITERS:
+            del self.taken[next(iter(self.taken))]
         if self.state == b"shut" or offset > taken:
             return True
         room = max(0, _MOST - len(self.buffer))
-        part = b"" if room < len(new) <= _TOGETHER else new[:room]
         try:
+            new = data[taken - offset :]
+            part = b"" if room < len(new) <= _TOGETHER else new[:room]
             self.buffer += part
         except MemoryError:  # that may pass
             return False
         self.taken[writer] = taken + len(part)
-        if len(self.taken) > _WRITERS:
-            del self.taken[next(iter(self.taken))]
         if last and len(part) == len(new) and not self.terminal:  # whose end is a key, as any other
             self.last = True
         return bool(part) or not new
@@ -140,7 +140,7 @@ class Input:
             for _ in range(reads):
                 data = os.read(self.fd, _READ)
                 self._write_log(data)
-        except OSError:  # there is no more, for now or for good
+        except (OSError, MemoryError):  # there is no more, for now or for good
             pass
 
     def _write_log(self, data: bytes) -> None:
