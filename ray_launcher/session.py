@@ -202,13 +202,12 @@ class RayProcLauncher(View):
     def exec(self, proc_id: str, opts: LaunchOptions, *, of: View | None = None) -> LaunchResult:
         """Launch a program inside a living proc: on its node, in its environment and in its leader's directory.
 
-        It is a proc of its own, of this session, called "PROC_ID.exec-" and 8 digits; it sees the same accelerators, and
-        need not end with the other. `opts.env` comes on top of the environment that the proc was started with,
-        `opts.env_remove` takes of that, a relative `opts.cwd` starts from where it is now, and `opts.placement` must be
-        left out.
+        It is a proc of this session, called "PROC_ID.exec-" and 8 digits; it sees the same accelerators, and need not
+        end with the other. `opts.env` comes on top of the environment that the proc was started with, `opts.env_remove`
+        takes of that, a relative `opts.cwd` starts from where it is now, and `opts.placement` must be left out.
 
-        of: the launcher of the session in which the proc runs; None: this one. A session that is neither this
-        process's nor detached can be looked into in this way: `RayProcLauncher().exec(..., of=RayProcLauncher.find(name))`.
+        of: the launcher of the session in which the proc runs; None: this one. A session that is neither detached nor
+        this process's own is reached in this way: `RayProcLauncher().exec(..., of=RayProcLauncher.find(name))`.
 
         Raises TypeError or ValueError for bad arguments, `UnknownProcError`, and `LaunchError` for a proc that does not
         run, or when the launcher is closed.

@@ -233,6 +233,22 @@ def test_a_terminal_is_put_back_when_the_command_line_is_told_to_end(
 
 
 @needs_tmux
+def test_a_shell_that_heeds_no_sigterm_ends_when_its_window_is_closed(env: dict[str, str], terminal: Terminal) -> None:
+    with target(env) as run:
+        terminal.keys(typed("exec", "-it", "--grace", "inf", "target/0", "--", "bash", "--norc"), "Enter")
+        terminal.keys("trap '' TERM; echo pid=$$", "Enter")
+        until(lambda: _pids(terminal), "a pid", DEADLINE)
+        [pid] = _pids(terminal)
+        terminal.hang_up()
+        until(lambda: not lives(pid), "the shell has ended", DEADLINE)
+        assert run.process.poll() is None
+
+
+def _pids(terminal: Terminal) -> list[int]:
+    return [int(line.removeprefix("pid=")) for line in terminal.lines() if line.removeprefix("pid=").isdigit()]
+
+
+@needs_tmux
 def test_the_keys_of_docker_leave_an_attached_terminal(env: dict[str, str], terminal: Terminal) -> None:
     terminal.keys(typed("run", "-it", "--name", "inner", "--", "sh", "-c", "echo READY; cat"), "Enter")
     terminal.sees("READY")

@@ -31,6 +31,11 @@ class Terminal:
     def resize(self, columns: int, rows: int) -> None:
         subprocess.run([*self._tmux, "resize-window", "-x", str(columns), "-y", str(rows)], check=True)
 
+    def hang_up(self) -> None:
+        """Close the window; another one stays, so that `close` finds a server."""
+        subprocess.run([*self._tmux, "new-window", "sh"], check=True)
+        subprocess.run([*self._tmux, "kill-window", "-t", ":0"], check=True)
+
     def lines(self) -> list[str]:
         shown = subprocess.run([*self._tmux, "capture-pane", "-p"], check=True, capture_output=True, text=True)
         return [line.strip() for line in shown.stdout.splitlines() if line]
