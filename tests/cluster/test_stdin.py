@@ -14,6 +14,8 @@ from ray_rig import Nodes, ended, living, pid_of, python, shell
 from victims import Victims
 
 from ray_launcher import Exited, LaunchOptions, ProcLauncherError, RayProcLauncher, Stdin, UnknownProcError
+from ray_launcher.cluster.inside import InsideError, surroundings
+from ray_launcher.cluster.wire import Inside
 
 #: Tells how much it has read, and of what, and keeps up with nobody.
 COUNT = """
@@ -234,6 +236,15 @@ def test_an_exec_sees_gpus_as_its_proc_does(shared: RayProcLauncher, nodes: Node
         [seen] = list(shared.logs(launch.proc_id))
         assert seen.encode() in environ
         assert seen != "CUDA_VISIBLE_DEVICES="
+
+
+def test_a_pid_that_is_another_procs_by_now_is_not_joined(shared: RayProcLauncher) -> None:
+    with living(shared, "target", shell("exec sleep 9999")):
+        pid = pid_of(shared, "target")
+        assert str(shared.session) in Path(f"/proc/{pid}/environ").read_text()
+        for inside in (Inside("x", "0" * 32, pid), Inside("x", "0" * 32, 1 << 22)):
+            with pytest.raises(InsideError, match="proc 'x' has ended: nothing can join it"):
+                surroundings(inside)
 
 
 def test_there_is_no_exec_into_what_does_not_run(shared: RayProcLauncher, nodes: Nodes) -> None:
