@@ -37,6 +37,7 @@ from ray_launcher.readiness import ReadyWhen
 from ray_launcher.session import RayProcLauncher
 from ray_launcher.sessions import SessionSummary, list_sessions
 from ray_launcher.spawner import ProcSpawner, start_spawner
+from ray_launcher.stdin import Stdin
 
 __version__ = "0.1.0"
 
@@ -70,6 +71,7 @@ __all__ = [
     "ReadyWhen",
     "SessionSummary",
     "Signaled",
+    "Stdin",
     "StdioHandling",
     "Strategy",
     "TerminateError",

@@ -37,8 +37,9 @@ _ANSWER = 90_000
 class Message(NamedTuple):
     """One message of a launcher.
 
-    kind: "launch", a pickled (proc_id, opts), or (proc_id, opts, `Member`) for a rank of a gang; "request", a pickled
-    (proc_id, the numbers of the launches it is about or None for whichever runs, timeout in seconds or None to kill);
+    kind: "launch", a pickled (proc_id, opts), or (proc_id, opts, `Member`) for a rank of a gang, where what follows is
+    for the node alone; "request", a pickled (proc_id, the numbers of the launches it is about or None for whichever
+    runs, timeout in seconds or None to kill);
     "cancel", the pickled number of a launch; "call", a pickled (method, arguments); "outcome", that of launch `number`,
     for a spawner that has forgotten it.
     again: it may have been taken on before.
@@ -115,7 +116,7 @@ class Desk:
 
     async def _launch(self, key: LaunchKey, message: Message) -> bytes:
         try:
-            proc_id, opts, *member = pickle.loads(message.payload)  # noqa: S301  # from a launcher of the same cluster
+            proc_id, opts, *member = pickle.loads(message.payload)[:3]  # noqa: S301  # from a launcher of the same cluster
             return reported(await self._report(key, proc_id, opts, message, *member))
         except BaseException as error:  # noqa: BLE001  # SystemExit would leave the caller waiting for ever
             if _is_actor_exit(error):

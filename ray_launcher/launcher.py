@@ -89,10 +89,7 @@ class ActorProcLauncher(ProcLauncher):
     def launch(self, proc_id: str, opts: LaunchOptions) -> LaunchResult:
         """See `ProcLauncher.launch`."""
         proc_id = check_proc_id(proc_id)
-        payload = _pickled((proc_id, self._check_options(opts)))
-        self._check_may_launch()
-        [(_, port)] = self._send([proc_id], [payload])
-        return LaunchResult(proc_id, port)
+        return self._launch(proc_id, opts)
 
     def launch_many(self, launches: Mapping[str, LaunchOptions]) -> dict[str, LaunchResult]:
         """Launch all of {proc_id: opts}: as `launch` for each, only cheaper.
@@ -119,6 +116,13 @@ class ActorProcLauncher(ProcLauncher):
         self._request(check_proc_id(proc_id), None, KillError)
 
     # -- for subclasses -------------------------------------------------------------------------------------------
+
+    def _launch(self, proc_id: str, opts: LaunchOptions, *more: object) -> LaunchResult:
+        """`launch`, with more for a spawner that knows what to do with it, see `desk.Message`."""
+        payload = _pickled((proc_id, self._check_options(opts), *more))
+        self._check_may_launch()
+        [(_, port)] = self._send([proc_id], [payload])
+        return LaunchResult(proc_id, port)
 
     def _check_options(self, opts: LaunchOptions) -> LaunchOptions:
         if not isinstance(opts, LaunchOptions):

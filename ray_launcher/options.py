@@ -22,7 +22,7 @@ from ray_launcher.frozen import EnvMapping, FrozenMapping, SecretMapping
 from ray_launcher.limits import ProcBind, RlimitValue
 from ray_launcher.readiness import ReadyWhen
 
-__all__ = ["LaunchOptions", "Placement", "ProcBind", "check_proc_id", "check_timeout"]
+__all__ = ["LaunchOptions", "Placement", "ProcBind", "check_proc_id", "check_timeout", "check_tty_size"]
 
 StrPath: TypeAlias = "str | os.PathLike[str]"
 GpuMask: TypeAlias = Literal["proc", "node", "inherit"]
@@ -33,6 +33,8 @@ _SMALLEST_SHARE = 0.0001
 _PROC_ID_BYTES = 4096
 #: Seconds. Kubernetes' number: https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#restart-policy
 LONGEST_RESTART_DELAY = 300.0
+#: Rows or columns: the kernel's own bound.
+_BIGGEST_TTY = 0xFFFF
 _HIDDEN = ("bootstrap_payload",)
 _SECRET_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 #: Bytes of all secrets of a proc.
@@ -109,6 +111,14 @@ class LaunchOptions:
     """Working directory on the node; None: the node's own choice."""
     want_stdio: bool = True
     """False: stdout and stderr are discarded, and ``stderr_tail`` is empty."""
+    want_stdin: bool = False
+    """Open a pipe as stdin, see `RayProcLauncher.stdin`; else it is at its end from the start. For spawners of this
+    package, as are the next two."""
+    tty: bool = False
+    """Start it in a terminal of its own, which is its stdin, stdout and stderr, and the controlling one. What it shows
+    counts as stdout. TERM is the node's unless ``env`` sets it."""
+    tty_size: tuple[int, int] = (24, 80)
+    """Rows and columns of that terminal at first, 1 to 65,535; see `Stdin.resize`."""
     tail_lines: int = 100
     """Lines of stderr to keep for the result; 0: none."""
     process_name: str | None = None
@@ -171,6 +181,9 @@ class LaunchOptions:
             env_remove: Iterable[str] = (),
             cwd: StrPath | None = None,
             want_stdio: bool = True,
+            want_stdin: bool = False,
+            tty: bool = False,
+            tty_size: tuple[int, int] = (24, 80),
             tail_lines: int = 100,
             process_name: str | None = None,
             bootstrap_payload: str | None = None,
@@ -206,10 +219,11 @@ class LaunchOptions:
     def __post_init__(self) -> None:
         self._check_command()
         self._check_environment()
-        for name in ("inherit_env", "want_stdio", "forget"):
+        for name in ("inherit_env", "want_stdio", "want_stdin", "tty", "forget"):
             _store(self, name, checks.flag(f"LaunchOptions.{name}", getattr(self, name)))
         for name in ("arg0", "process_name", "bootstrap_payload", "log_channel"):
             _store(self, name, checks.optional(checks.os_text, f"LaunchOptions.{name}", getattr(self, name)))
+        _store(self, "tty_size", check_tty_size("LaunchOptions.tty_size", self.tty_size))
         _store(self, "tail_lines", checks.count("LaunchOptions.tail_lines", self.tail_lines))
         _check_parts(self.proc_bind, self.placement, self.ready_when)
         if self.ready_when is not None and self.ready_when.log is not None and not self.want_stdio:
@@ -269,6 +283,14 @@ def check_timeout(name: str, value: object) -> float:
     if value is None:
         raise TypeError(f"{name} must be a number of seconds, not None; write math.inf for no limit")
     return checks.seconds(name, value)
+
+
+def check_tty_size(name: str, value: object) -> tuple[int, int]:
+    """Rows and columns of a terminal. Raises TypeError or ValueError, naming it."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+        raise TypeError(f"{name} must be a pair of numbers; write (rows, columns)")
+    rows, columns = (checks.within(f"{name}[{at}]", each, 1, _BIGGEST_TTY) for at, each in enumerate(value))
+    return rows, columns
 
 
 def check_restart_delay(name: str, value: object) -> float:

@@ -21,11 +21,11 @@ from ray.exceptions import RayError
 from ray_launcher import checks
 from ray_launcher.cluster.actors import find, spawner_actor
 from ray_launcher.cluster.environment import NOT_STARTED, setup_time
-from ray_launcher.cluster.wire import SessionInfo
+from ray_launcher.cluster.wire import Inside, SessionInfo
 from ray_launcher.errors import LaunchError, ProcLauncherError, UnknownSessionError
 from ray_launcher.exits import ProcExitResult
 from ray_launcher.gang import Gang
-from ray_launcher.launcher import ActorProcLauncher
+from ray_launcher.launcher import ActorProcLauncher, LaunchResult
 from ray_launcher.options import LaunchOptions, Placement, ProcBind, check_proc_id, check_timeout
 from ray_launcher.plan import plan_gang
 from ray_launcher.ranks import Strategy
@@ -200,6 +200,30 @@ class RayProcLauncher(View):
             partial(self._end_all, launches),
             partial(self._answer, "gang_cause", plan.shape.uid),
         )
+
+    def exec(self, proc_id: str, opts: LaunchOptions, *, of: View | None = None) -> LaunchResult:
+        """Launch a program inside a living proc: on its node, in its environment and in its leader's directory.
+
+        It is a proc of this session, called "PROC_ID.exec-" and 8 digits; it sees the same accelerators, and need not
+        end with the other. `opts.env` comes on top of the environment that the proc was started with, `opts.env_remove`
+        takes of that, a relative `opts.cwd` starts from where it is now, and `opts.placement` must be left out.
+
+        of: the launcher of the session in which the proc runs; None: this one. A session that is neither detached nor
+        this process's own is reached in this way: `RayProcLauncher().exec(..., of=RayProcLauncher.find(name))`.
+
+        Raises TypeError or ValueError for bad arguments, `UnknownProcError`, and `LaunchError` for a proc that does not
+        run, or when the launcher is closed.
+        """
+        if self._check_options(opts).placement != Placement():
+            raise ValueError("opts.placement must be left out: it goes where the proc is")
+        there = self if of is None else of
+        found = there.info(proc_id)
+        located = there._answer("locate", proc_id, False)  # noqa: SLF001  # a view, as this one
+        if found.pid is None or found.result is not None or located is None:
+            raise LaunchError(f"proc {proc_id!r} does not run: it is {found.state}")
+        where = replace(opts, placement=Placement(node_id=found.node_id))
+        inside = Inside(proc_id, located[1], found.pid)
+        return self._launch(f"{proc_id}.exec-{uuid.uuid4().hex[:8]}", where, None, inside)
 
     def _check_open(self) -> None:
         if self._closed:

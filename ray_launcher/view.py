@@ -21,6 +21,7 @@ from ray_launcher.launcher import ActorProcLauncher, LaunchResult
 from ray_launcher.logs import LogChunk, LogStreams, lines_of
 from ray_launcher.options import check_proc_id, check_timeout
 from ray_launcher.port import ExitPort, gone_because
+from ray_launcher.stdin import Stdin
 
 
 class View(ActorProcLauncher):
@@ -134,6 +135,15 @@ class View(ActorProcLauncher):
         streams = self._streams({proc_id: location}, (stream,), follow, tail)
         return lines_of(streams, None if follow else tail)
 
+    def stdin(self, proc_id: str) -> Stdin:
+        """The way into a proc that was launched with `want_stdin` or `tty`, whoever did; of its attempt that runs.
+
+        Raises nothing but TypeError, ValueError or `ProcLauncherError`; the rest is told by the methods of `Stdin`.
+        """
+        proc_id = check_proc_id(proc_id)
+        self._check_open()
+        return Stdin(proc_id, self.session, self._ask("locate", proc_id, True), self._connected)
+
     def value(self, proc_id: str) -> Any:
         """What the callable of a proc returned (see `LaunchOptions.from_callable`), once it has exited with code 0.
 
@@ -149,14 +159,16 @@ class View(ActorProcLauncher):
             raise ProcLauncherError(f"proc {proc_id!r} has left no value")
         return pickle.loads(pickled)  # noqa: S301  # our own proc's
 
-    def follow(self, proc_ids: Iterable[str]) -> Iterator[LogChunk]:
+    def follow(self, proc_ids: Iterable[str], *, tail: int | None = None) -> Iterator[LogChunk]:
         """What procs write to both streams, as it comes and as bytes, until all of them have ended and all is read.
 
-        One thread and a few calls per node serve any number of procs.
+        tail: start with the last so many lines of each stream. One thread and a few calls per node serve any number of
+        procs. Raises ValueError.
         """
+        _check_tail(tail)
         self._check_open()
         locations = {proc_id: self._ask("locate", proc_id, True) for proc_id in proc_ids}
-        return iter(self._streams(locations, ("stdout", "stderr"), True, None))
+        return iter(self._streams(locations, ("stdout", "stderr"), True, tail))
 
     def _streams(
         self, locations: dict[str, ObjectRef[Any]], streams: tuple[str, ...], follow: bool, tail: int | None

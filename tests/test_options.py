@@ -74,6 +74,9 @@ def full_options() -> LaunchOptions:
         env_remove=["SLURM_*"],
         cwd="/",
         want_stdio=False,
+        want_stdin=True,
+        tty=True,
+        tty_size=(50, 132),
         tail_lines=7,
         process_name="p",
         bootstrap_payload=SECRET,
@@ -114,6 +117,9 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "env_remove": (),
         "cwd": None,
         "want_stdio": True,
+        "want_stdin": False,
+        "tty": False,
+        "tty_size": (24, 80),
         "tail_lines": 100,
         "process_name": None,
         "bootstrap_payload": None,
@@ -396,7 +402,7 @@ def test_a_long_env_name_is_cut_in_the_message() -> None:
 # --- flags, counts, parts
 
 
-@pytest.mark.parametrize("name", ["inherit_env", "want_stdio"])
+@pytest.mark.parametrize("name", ["inherit_env", "want_stdio", "want_stdin", "tty"])
 @pytest.mark.parametrize("value", [0, 1, None, "yes", np.bool_(True)], ids=kind_of)
 def test_a_flag_is_a_real_bool(name: str, value: object) -> None:
     refused(TypeError, f"LaunchOptions.{name} must be True or False", **{name: value})

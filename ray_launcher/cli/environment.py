@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ray_launcher.cli.options import together
-
-
-def _variable(value: str) -> tuple[str, str]:
-    """NAME=VALUE, or NAME for the value that it has here, which keeps a secret out of command lines."""
-    name, equals, text = value.partition("=")
-    if not name:
-        raise click.BadParameter("the name is missing; write NAME=VALUE")
-    if not equals and name not in os.environ:
-        raise click.BadParameter(f"{name} is not set here; write {name}=VALUE")
-    return name, text if equals else os.environ[name]
+from ray_launcher.cli.options import together, variable
 
 
 def _variables(path: str) -> list[tuple[str, str]]:
@@ -33,7 +22,7 @@ def _variables(path: str) -> list[tuple[str, str]]:
     for number, line in enumerate(lines, 1):
         if line.strip() and not line.lstrip().startswith("#"):
             try:
-                found.append(_variable(line.lstrip()))
+                found.append(variable(line.lstrip()))
             except click.BadParameter as error:
                 raise click.BadParameter(f"{path}, line {number}: {error.message}") from None
     return found
@@ -75,7 +64,7 @@ environment_options = together(
     click.option(
         "-e",
         "--env",
-        type=_variable,
+        type=variable,
         multiple=True,
         metavar="NAME[=VALUE]",
         help="Set a variable for PROGRAM, over those of the node; without a value, to the one it has here. Repeatable.",

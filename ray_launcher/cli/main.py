@@ -11,7 +11,9 @@ from typing import Any, NoReturn
 import click
 
 import ray_launcher
+from ray_launcher.cli.attach import attach
 from ray_launcher.cli.ends import kill, rm, stop, wait
+from ray_launcher.cli.exec import exec_
 from ray_launcher.cli.outcome import LAUNCHER_ERROR
 from ray_launcher.cli.overview import down, events, sessions
 from ray_launcher.cli.ps import inspect, ps
@@ -40,7 +42,7 @@ def cli() -> None:
     """Start programs on the nodes of a Ray cluster, and learn how each one ended."""
 
 
-for _verb in (run, ps, inspect, wait, stop, kill, rm, sessions, events, down):
+for _verb in (run, exec_, attach, ps, inspect, wait, stop, kill, rm, sessions, events, down):
     cli.add_command(_verb)
 
 

@@ -23,6 +23,7 @@ from ray_launcher.cli.resources import placement, resource_options
 from ray_launcher.cli.restarts import restart_fields, restart_options
 from ray_launcher.cli.running import Run
 from ray_launcher.cli.sessions import DEFAULT, VARIABLE, default_session, session_name
+from ray_launcher.cli.terminal import feed_of, stdin_fields, stdin_options
 
 _HINT = (
     "Options of ray-launcher come first, then `--`, then PROGRAM with its own: ray-launcher run -n 4 -- PROGRAM ARGS..."
@@ -35,12 +36,14 @@ Examples:
   ray-launcher run -n 4 --env LR=0.1 -- python train.py --epochs 3
   ray-launcher run -j 2x4 --gpus 1 -- python train.py
   ray-launcher run -d --name web -- python -m http.server
+  ray-launcher run -it --gpus 1 -- bash
 
 The cluster is that of --address or RAY_ADDRESS, else one that runs on this machine (`ray start`), else Ray is started
 here, and stopped at the end.
 
 stdout goes to stdout and stderr to stderr: untouched for one proc; in whole lines behind "[RANK] " for several. PROGRAM
-writes to files, so it may buffer, as it does in a pipe. Its stdin is empty.
+writes to files, so it may buffer, as it does in a pipe. Its stdin is empty, unless -i or --stdin give one proc
+something to read. With -t it writes to a terminal, and with -it our keys go there, Ctrl-C among them.
 
 Each proc finds its rank, 0 to N-1, in RAY_LAUNCHER_RANK, and N in RAY_LAUNCHER_NPROCS. When one of -n fails, the others
 run on.
@@ -105,6 +108,7 @@ def _text(value: str) -> str:
     metavar="SECONDS",
     help="Time between SIGTERM and SIGKILL when procs are terminated.  [default: 10]",
 )
+@stdin_options
 @resource_options
 @limit_options
 @restart_options
@@ -157,22 +161,27 @@ def run(  # noqa: PLR0913  # one argument per option
     """See `_HELP`."""
     if detach and session is None:
         session = default_session()
-    name = name or _default_name(program, session)
+    env = variables(others)
+    fields = stdin_fields(others, env)
+    target = Target(address, session, grace, runtime_env(others))
     try:
-        env, theirs = variables(others), runtime_env(others)
         shape = shape_of({"nprocs": nprocs, **others})
         restarts = restart_fields(others)
+        if fields:
+            _check_one(detach, bool(shape or (nprocs or 1) > 1 or restarts.get("max_restarts")))
         shared: dict[str, Any] = {
             "program": program,
             "args": args,
             "env_remove": others["env_remove"],
-            "cwd": _directory(cwd, theirs),
+            "cwd": _directory(cwd, target.runtime_env),
             "tail_lines": TAIL_LINES,
             "placement": placement(others),
             "forget": others["forget"],
             "secrets": once("--secret", others["secret"]),
             **limit_fields(others, grace),
+            **fields,
         }
+        name = name or _default_name(program, session)
         if shape:
             job: AGang | Several = _gang(name, replace(shape, **restarts), grace, env, shared)
         else:
@@ -184,9 +193,19 @@ def run(  # noqa: PLR0913  # one argument per option
             click.echo(os.fsencode(line))
         return 0
     if detach:
-        launch(job, Target(address, session or DEFAULT, grace, theirs))
+        launch(job, target)
         return 0
-    return Run(job, Target(address, session, grace, theirs)).execute()
+    return Run(job, target, feed_of(others)).execute()
+
+
+def _check_one(detach: bool, several: bool) -> None:
+    """Our stdin can be that of one proc only, while we are here."""
+    what = "-i, -t and --stdin"
+    if several:
+        text = f"{what} are for one proc that is started once"
+        raise click.UsageError(f"{text}; leave them out, or -n, -j, --nnodes, --nproc-per-node and --max-restarts")
+    if detach:
+        raise click.UsageError(f"{what} need a shell that stays; leave them out, or -d")
 
 
 def _default_name(program: str, session: str | None) -> str:
@@ -205,8 +224,8 @@ def _several(name: str, nprocs: int, env: Mapping[str, str], shared: Mapping[str
 
 
 def _gang(name: str, shape: Shape, grace: float, env: Mapping[str, str], shared: Mapping[str, Any]) -> AGang:
-    for variable in env.keys() & gang_env(name, 0).keys():
-        raise click.BadParameter(f"each rank of a gang is given its own {variable}; leave it out", param_hint="'--env'")
+    for given in env.keys() & gang_env(name, 0).keys():
+        raise click.BadParameter(f"each rank of a gang is given its own {given}; leave it out", param_hint="'--env'")
     return AGang(name, shape, LaunchOptions(env=env, **shared), grace)
 
 

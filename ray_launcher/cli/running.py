@@ -23,6 +23,7 @@ from ray_launcher.cli.jobs import Job, Target
 from ray_launcher.cli.output import STDERR, STDOUT, OutputAbandonedError, Plain, Prefixed, Screen, View
 from ray_launcher.cli.progress import Progress
 from ray_launcher.cli.signals import deliver_to, ignore
+from ray_launcher.cli.terminal import Feed
 from ray_launcher.cli.waiting import Watch
 
 #: Seconds for the session and Ray to be taken down when every proc has ended.
@@ -41,9 +42,13 @@ _FDS = {"stdout": STDOUT, "stderr": STDERR}
 
 
 class Run:
-    """Runs procs and shows what they write."""
+    """Runs procs and shows what they write.
 
-    def __init__(self, job: Job, target: Target) -> None:
+    feed: what it gives the one proc to read.  start: whether Ray may be started where no cluster runs.
+    """
+
+    def __init__(self, job: Job, target: Target, feed: Feed | None = None, *, start: bool = True) -> None:
+        self._feed, self._may_start = feed, start
         self._job, self._target, self._grace = job, target, target.grace
         self._ids: list[str] = []  # by rank, once launched
         self._mail: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
@@ -90,7 +95,7 @@ class Run:
 
     def _start(self) -> None:
         try:
-            connect(self._target.address)
+            connect(self._target.address, start=self._may_start)
             self._job.settle()
             self._mail.put(self._take_signals)  # Ray has just put its own handler before ours, one that aborts
             launcher = self._target.open()
@@ -120,6 +125,9 @@ class Run:
     def _hear_of_start(self, started: int, reason: str) -> None:
         self._mail.put(partial(self._progress.started, started, reason))
 
+    def _hear_of_input(self, why: str) -> None:
+        self._mail.put(partial(self._input_lost, why))
+
     def _take_signals(self) -> None:
         deliver_to(lambda number: self._mail.put(partial(self._signalled, number)))
 
@@ -141,6 +149,8 @@ class Run:
         self._shower = threading.Thread(target=self._show, args=(launcher, view), name="output", daemon=True)
         self._shower.start()
         self._progress.begin(len(self._ids))
+        if self._feed is not None:
+            self._feed.begin(launcher.stdin(self._ids[0]), self._hear_of_input, lambda: None)
         self._watch = Watch(launcher, self._ids, self._hear_of_start, restarts=self._job.restarts)
 
     def _give_up(self, why: str) -> None:
@@ -171,6 +181,17 @@ class Run:
         self._screen.say(f"cannot read the output any more: {error}")
         self._verdict = outcome.LAUNCHER_ERROR
 
+    def _input_lost(self, why: str) -> None:
+        self._stop_feeding()
+        self._screen.say(f"cannot pass stdin on any more: {why}")
+        self._verdict = outcome.LAUNCHER_ERROR
+        self._terminate()
+
+    def _stop_feeding(self) -> None:
+        """Our terminal is as it was, and we have it back."""
+        if self._feed is not None:
+            self._feed.end()
+
     def _output_closed(self, error: OSError) -> None:
         """End quietly, as a program that wrote there itself would; after Ctrl-C the reader has just gone first."""
         if self._ending:
@@ -186,9 +207,12 @@ class Run:
         """Only Ctrl-C escalates: a closing terminal, or a service manager, may well signal more than once."""
         if self._launcher is None:
             os._exit(outcome.BY_SIGNAL + number)  # nothing runs yet, and Ray's processes, if ours, end with this one
+        self._stop_feeding()
         if not self._running:
             self._hurry()
         elif self._asked is None:
+            if number == signal.SIGHUP and self._feed is not None:
+                self._hang_up()
             self._asked, self._unasked = number, len(self._failures)
             self._tell(f"terminating {_procs(len(self._running))}, Ctrl-C again to kill", number)
             self._terminate()
@@ -198,6 +222,12 @@ class Run:
             self._kill()
         elif number == signal.SIGINT:
             self._hurry()
+
+    def _hang_up(self) -> None:
+        """Shells that talk to a terminal do not heed SIGTERM."""
+        with contextlib.suppress(ProcLauncherError):
+            if self._launcher is not None:
+                self._launcher.signal(self._ids[0], signal.SIGHUP)
 
     def _hurry(self) -> None:
         """There is nothing left to end, or it does not answer: show no more, and wait no longer."""
@@ -239,6 +269,7 @@ class Run:
     def _conclude(self) -> int:
         """Say what there is to say, and choose the exit code."""
         self._progress.finish()
+        self._stop_feeding()
         if self._verdict is not None:
             return self._verdict
         if not self._failures:
@@ -287,6 +318,7 @@ class Run:
     def _leave(self, code: int) -> None:
         """Leave nothing behind, in bounded time. Signals have no effect any more, to the very end."""
         ignore()
+        self._stop_feeding()
         patience = _LEAVE_NOW if self._running and self._killing else _LEAVE
         deadline = threading.Timer(patience, os._exit, [code])
         deadline.daemon = True
@@ -298,6 +330,8 @@ class Run:
                 self._launcher.close(0)
             if self._shower is not None:
                 self._shower.join(1.0)  # unless it hangs in a write; the same
+            if self._feed is not None:
+                self._feed.join(1.0)
             leave(code)
         deadline.cancel()
 

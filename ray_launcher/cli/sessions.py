@@ -91,6 +91,15 @@ def chosen(session: str | None, targets: Sequence[str]) -> list[tuple[RayProcLau
     return [each for target in targets for each in _matching(known, target)]
 
 
+def chosen_one(session: str | None, target: str) -> tuple[RayProcLauncher, ProcInfo]:
+    """The proc that a target names, which must be one. Raises `click.ClickException`."""
+    found = chosen(session, [target])
+    if len(found) > 1:
+        ids = ", ".join(info.proc_id for _, info in found[:3])
+        raise click.ClickException(f"{target!r} means {len(found)} procs: name one of {ids} ...")
+    return found[0]
+
+
 def _matching(known: Sequence[tuple[RayProcLauncher, ProcInfo]], target: str) -> list[tuple[RayProcLauncher, ProcInfo]]:
     exact = [each for each in known if each[1].proc_id == target]
     found = exact or sorted(

@@ -24,6 +24,8 @@ from ray_launcher.cluster.contact import RENEWALS
 from ray_launcher.cluster.environment import raylet_environ
 from ray_launcher.cluster.feed import Feed
 from ray_launcher.cluster.follow import read_logs, tail_offset
+from ray_launcher.cluster.inputs import Inputs, Taken
+from ray_launcher.cluster.inside import InsideError
 from ray_launcher.cluster.keeper import LOST, Keeper
 from ray_launcher.cluster.lease import return_all
 from ray_launcher.cluster.nodes import is_alive
@@ -76,6 +78,7 @@ class Agent:
         self._keeper = Keeper(self._directory, self._logs, self._specs.cookie(""), self)
         self._secrets = Secrets(self._directory)
         self._going: set[asyncio.Task[None]] = set()
+        self._inputs = Inputs(self._keeper)
         self._finding = asyncio.ensure_future(self._find())
         self._generation = -1  # of the spawner that has joined us
         self._posting = asyncio.Lock()
@@ -159,6 +162,16 @@ class Agent:
     async def tails(self, names: list[str], lines: int) -> dict[str, int]:
         """Where the last so many lines of log files begin, by file name: an offset for `read`."""
         return {name: tail_offset(self._logs / name, lines) for name in names}
+
+    async def put(self, token: str, writer: str, offset: int, data: bytes, last: bool) -> Taken | None:
+        """Give a proc something to read, see `Inputs.put`."""
+        await asyncio.shield(self._finding)
+        return await self._inputs.put(token, writer, offset, data, last)
+
+    async def resize(self, token: str, rows: int, columns: int) -> None:
+        """Change the size of a proc's terminal, if it has one."""
+        await asyncio.shield(self._finding)
+        self._keeper.send(b"resize", token.encode(), b"%d" % rows, b"%d" % columns)
 
     async def remove_logs(self, proc_id: str, token: str) -> None:
         """Of a launch that has ended."""
@@ -285,6 +298,10 @@ class Agent:
         if self._lease:
             supervisor.send(b"lease", b"%r" % self._lease)
 
+    def on_took(self, fields: list[bytes]) -> None:
+        """See `Host`."""
+        self._inputs.took(*fields)
+
     def on_superseded(self) -> None:
         """See `Host`: this process is one that Ray has given up and started again elsewhere."""
         os._exit(1)
@@ -293,10 +310,10 @@ class Agent:
         token = message.token
         if token in self._keeper.running:
             return  # sent again
-        proc_id, opts, *_ = pickle.loads(message.payload)  # noqa: S301  # from our own spawner
+        proc_id, opts, *more = pickle.loads(message.payload)  # noqa: S301  # from our own spawner
         try:
             secrets = self._secrets.put(token, opts.secrets) if opts.secrets else None
-            spec = self._specs.make(message, proc_id, opts, secrets)
+            spec = self._specs.make(message, proc_id, opts, secrets, *more[1:])
             if message.grant is not None and message.grant.port is not None:
                 self._ports.give(message.grant.port)
             self._keeper.launch(supervisor, Started(token, 0, 0.0, message.note), spec)
@@ -305,6 +322,8 @@ class Agent:
             self._keeper.failed(token, message.note, text, code=126)
         except OSError as error:
             self._keeper.failed(token, message.note, f"cannot write the proc's secrets: {error.strerror}")
+        except InsideError as error:
+            self._keeper.failed(token, message.note, str(error))
 
     # -- the spawner ----------------------------------------------------------------------------------------------
 

@@ -42,6 +42,9 @@ class Host(Protocol):
     def on_news(self, item: Started | Exit) -> None:
         """Called with what a supervisor tells."""
 
+    def on_took(self, fields: list[bytes]) -> None:
+        """Called with what a supervisor says of input: token, writer, offset, state."""
+
     def on_superseded(self) -> None:
         """Another agent has taken the supervisor over; this one must not touch what is there any more."""
 
@@ -162,6 +165,8 @@ class Keeper:
                 self._started(token, pid, when, b"")
         elif verb == b"hello":
             self._hello(*fields)
+        elif verb == b"took":
+            self._host.on_took(fields)
         else:
             self._on_answer(verb, *fields)
 

@@ -50,12 +50,27 @@ class Grant(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """Start launch `token`. payload: a pickled (proc_id, options).  note: see `Note`, pickled.  grant: what it gets."""
+    """Start launch `token`.
+
+    payload: a pickled (proc_id, options), or (proc_id, options, `Member` or None, `Inside`).
+    note: see `Note`, pickled.  grant: what it gets.
+    """
 
     token: str
     payload: bytes
     note: bytes
     grant: Grant | None = None
+
+
+class Inside(NamedTuple):
+    """The living proc of the same node, of any session, whose environment and directory a launch gets.
+
+    token: of its launch.  pid: its leader's.
+    """
+
+    proc_id: str
+    token: str
+    pid: int
 
 
 class Request(NamedTuple):

@@ -1,8 +1,9 @@
 """What an agent tells its supervisor: verbs and fields, taken apart, checked, and handed on.
 
 hello, base *NAME=VALUE, launch SPEC, terminate TOKEN SECONDS, kill TOKEN, signal TOKEN SIGNUM [SENDER NUMBER],
-gone TOKEN, ack *SEQ, lease UNTIL (`time.monotonic`), sync, stop SECONDS. See `Commanded` for what they do; hello, which
-makes a peer the agent, comes before all others and is not ours.
+input TOKEN WRITER OFFSET LAST DATA, resize TOKEN ROWS COLUMNS, gone TOKEN, ack *SEQ, lease UNTIL (`time.monotonic`),
+sync, stop SECONDS. See `Commanded` for what they do; hello, which makes a peer the agent, comes before all others and
+is not ours.
 """
 
 from __future__ import annotations
@@ -10,8 +11,12 @@ from __future__ import annotations
 import signal
 
 from ray_launcher.node import reserve
+from ray_launcher.node.inputs import dimension
 from ray_launcher.node.protocol import ProtocolError
 from ray_launcher.node.spec import Spec
+
+#: Of a writer's name.
+_NAME_BYTES = 64
 
 TYPE_CHECKING = False  # typing's own costs the supervisor a megabyte
 if TYPE_CHECKING:
@@ -34,6 +39,12 @@ if TYPE_CHECKING:
 
         def signal(self, token: bytes, signum: int, sender: bytes, number: int) -> None:
             """Send a signal. Of one sender, a number that is not higher than the last does nothing."""
+
+        def put(self, token: bytes, writer: bytes, offset: int, data: bytes, last: bool) -> None:
+            """Give it input. offset: of the data in all that comes from this writer; what is not new does nothing."""
+
+        def resize(self, token: bytes, rows: int, columns: int) -> None:
+            """Change the size of its terminal."""
 
         def gone(self, token: bytes) -> None:
             """Say when nothing of its tree is left."""
@@ -88,7 +99,20 @@ def _request(supervisor: Commanded, verb: bytes, fields: list[bytes]) -> None:
     elif verb == b"gone":
         supervisor.gone(token)
     else:
-        raise ProtocolError("an unknown verb")
+        _input(supervisor, verb, token, values)
+
+
+def _input(supervisor: Commanded, verb: bytes, token: bytes, values: list[bytes]) -> None:
+    """What is for a proc to read."""
+    if verb == b"input" and len(values) == 4:
+        writer, offset, last, data = values
+        if len(writer) > _NAME_BYTES or int(offset) < 0:
+            raise ProtocolError("input of no writer, or at no offset")
+        supervisor.put(token, writer, int(offset), data, last == b"1")
+    elif verb == b"resize" and len(values) == 2:
+        supervisor.resize(token, *map(dimension, values))
+    else:
+        raise ProtocolError("an unknown verb, or one with too few or too many fields")
 
 
 def _one(fields: list[bytes]) -> bytes:

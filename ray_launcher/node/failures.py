@@ -17,12 +17,8 @@ def explain(error: SetupError, spec: Spec, env: dict[bytes, bytes]) -> tuple[str
     """Return (reason, exit code): 127 not found, 126 not executable, None where no program was tried."""
     if error.step == "limit":
         return error.reason, None
-    if error.step == "cwd":
-        return _cwd(error), None
-    if error.step == "open":
-        return _opening(error), None
-    if error.step == "room":
-        return _writing(error), None
+    if error.step in _STEPS:
+        return _STEPS[error.step](error), None
     if error.code in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
         return _forking(error, spec), None
     return _exec(error, spec, env)
@@ -45,6 +41,14 @@ def _opening(error: SetupError) -> str:
 def _writing(error: SetupError) -> str:
     text = f"cannot write to the log file {os.fsdecode(error.path)!r}: {os.strerror(error.code)}{relief(error.code)}"
     return f"{text}, or launch with want_stdio=False"
+
+
+def _input(error: SetupError) -> str:
+    what = "pipe" if error.path == b"pipe" else "terminal"
+    return f"cannot open a {what} for its stdin: {os.strerror(error.code)}{relief(error.code)}"
+
+
+_STEPS = {"cwd": _cwd, "open": _opening, "room": _writing, "input": _input}
 
 
 def _forking(error: SetupError, spec: Spec) -> str:

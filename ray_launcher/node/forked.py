@@ -1,16 +1,19 @@
 """Start a program by fork, for a launch that must change its process before the exec: posix_spawn has no word for that.
 
 Limits are set by the child on itself, so the supervisor never has them, not for a moment: most of them it could not
-take back without a privilege. A launch takes three times as long as by posix_spawn (measured).
+take back without a privilege. Nor can posix_spawn make a terminal the controlling one. A launch takes three times as
+long as by posix_spawn (measured).
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import resource
 import signal
+import termios
 
 from ray_launcher.node import binding
 from ray_launcher.node.binding import LimitError
@@ -30,8 +33,18 @@ _ALL, _NONE = b"\xff" * 128, b"\0" * 128
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def start(path: bytes, argv: list[bytes], env: dict[bytes, bytes], stdio: Iterable[int], limits: Limits) -> int:
+def start(
+    path: bytes,
+    argv: list[bytes],
+    env: dict[bytes, bytes],
+    stdio: Iterable[int],
+    limits: Limits,
+    *,
+    terminal: bool = False,
+) -> int:
     """Exec `path` as `spawn.Spawner` does, within `limits`; returns its pid.
+
+    terminal: descriptor 0 is one, and is to be the controlling one.
 
     Raises OSError and ValueError as that does, and `LimitError`.
     """
@@ -41,7 +54,7 @@ def start(path: bytes, argv: list[bytes], env: dict[bytes, bytes], stdio: Iterab
     outcome, tell = os.pipe()
     try:
         try:
-            pid = _fork(tell, command, stdio, limits)
+            pid = _fork(tell, command, stdio, limits, terminal)
         finally:
             os.close(tell)
         said = _read(outcome)
@@ -55,20 +68,20 @@ def start(path: bytes, argv: list[bytes], env: dict[bytes, bytes], stdio: Iterab
     return pid
 
 
-def _fork(tell: int, command: _Command, stdio: Iterable[int], limits: Limits) -> int:
+def _fork(tell: int, command: _Command, stdio: Iterable[int], limits: Limits, terminal: bool) -> int:
     """`tell` is closed by the exec; until then the child writes there why there will be none."""
     before = ctypes.create_string_buffer(128)
     _libc.sigprocmask(signal.SIG_SETMASK, _ALL, before)  # until the supervisor's handlers are gone
     try:
         pid = os.fork()
         if pid == 0:
-            _become(tell, command, stdio, limits)
+            _become(tell, command, stdio, limits, terminal)
         return pid
     finally:
         _libc.sigprocmask(signal.SIG_SETMASK, before, None)
 
 
-def _become(tell: int, command: _Command, stdio: Iterable[int], limits: Limits) -> None:
+def _become(tell: int, command: _Command, stdio: Iterable[int], limits: Limits, terminal: bool) -> None:
     """The child's whole life. Never returns."""
     try:
         os.setsid()
@@ -77,6 +90,8 @@ def _become(tell: int, command: _Command, stdio: Iterable[int], limits: Limits) 
             signal.signal(signum, signal.SIG_DFL)  # the others are so already, see `process.own_signals`
         for target, fd in enumerate(stdio):
             os.dup2(fd, target)
+        if terminal:
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         binding.bind(limits.bind)
         _set_umask_and_nice(limits)
         _libc.sigprocmask(signal.SIG_SETMASK, _NONE, None)

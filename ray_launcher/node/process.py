@@ -16,6 +16,8 @@ import stat
 
 from ray_launcher.node import forked, reserve
 from ray_launcher.node.binding import LimitError
+from ray_launcher.node.inputs import Input
+from ray_launcher.node.limits import Limits
 from ray_launcher.node.logfiles import LogFiles
 from ray_launcher.node.spawn import Spawner
 from ray_launcher.node.spec import Spec
@@ -31,8 +33,9 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 class SetupError(Exception):
-    """The program could not be started. `step` names what failed: open, room, cwd, limit or exec; `code` is the errno.
+    """The program could not be started.
 
+    step: what failed: open, room, input, cwd, limit or exec.  code: the errno.
     reason: why, in words, where the errno does not tell.
     """
 
@@ -73,22 +76,32 @@ class Starter:
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._home = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
-    def start(self, spec: Spec, env: dict[bytes, bytes]) -> tuple[int, int]:
+    def start(self, spec: Spec, env: dict[bytes, bytes]) -> tuple[int, int, Input | None]:
         """Start the program, exec'ed, leader of its own session. Raises `SetupError`.
 
-        Returns its pid, and where in the file of its stderr its own output begins.
+        Returns its pid, where in the file of its stderr its own output begins, and the way to its stdin, if it has one.
         """
         opened: list[int] = []
+        given = None
         try:
             stdout = self._output(spec.stdout, opened)
             stderr = self._output(spec.stderr, opened)
             begin = os.lseek(stderr, 0, os.SEEK_END) if spec.stderr else 0
             if opened and not _has_room(opened[-1]):
                 raise SetupError("room", errno.ENOSPC, spec.stderr or spec.stdout)
-            return self._spawn(spec, env, (self._null, stdout, stderr)), begin
+            given = _input(spec, stdout)
+            stdio = (self._null, stdout, stderr) if given is None else given.stdio(stdout, stderr)
+            pid = self._spawn(spec, env, stdio)
+        except SetupError:
+            if given is not None:
+                given.close()
+            raise
         finally:
             for fd in opened:
                 os.close(fd)
+        if given is not None:
+            given.started()
+        return pid, begin, given
 
     def _output(self, path: bytes, opened: list[int]) -> int:
         if not path:
@@ -107,8 +120,9 @@ class Starter:
             _enter(spec.cwd)
         try:
             path = find_program(spec.program, env)
-            if spec.limits is not None and spec.limits.before_exec:
-                return forked.start(path, spec.argv, env, stdio, spec.limits)
+            limits, terminal = spec.limits or Limits(), spec.stdin.startswith(b"terminal")
+            if limits.before_exec or terminal:
+                return forked.start(path, spec.argv, env, stdio, limits, terminal=terminal)
             return self._spawner.start(path, spec.argv, env, stdio)
         except LimitError as error:
             raise SetupError("limit", 0, spec.program, str(error)) from None
@@ -121,6 +135,13 @@ class Starter:
         finally:
             if spec.cwd:
                 os.fchdir(self._home)
+
+
+def _input(spec: Spec, log: int) -> Input | None:
+    try:
+        return Input(spec.stdin, log) if spec.stdin else None
+    except OSError as error:
+        raise SetupError("input", error.errno or 0, spec.stdin) from None
 
 
 def find_program(program: bytes, env: dict[bytes, bytes]) -> bytes:

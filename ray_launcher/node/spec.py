@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from ray_launcher.node import inputs
 from ray_launcher.node.limits import Limits
 from ray_launcher.node.protocol import ProtocolError
 
 _TOKEN_BYTES = 1024
 #: Fields before those that are counted.
-_FIXED = 8
+_FIXED = 9
 
 
 class Spec:
@@ -19,6 +20,8 @@ class Spec:
     inherit: False starts from nothing instead of the base.
     stdout, stderr: files to create and append to; b"" discards.  tail_lines: how much of stderr to report.
     note: the agent's own, told to the agent that comes after it.  limits: what it is bound and held to.
+    stdin: b"" for one that is at its end; b"pipe"; b"terminal ROWS COLUMNS" for one that is stdout and stderr as well,
+    and the controlling one: what it shows goes to `stdout`.
     """
 
     __slots__ = (
@@ -30,6 +33,7 @@ class Spec:
         "note",
         "program",
         "stderr",
+        "stdin",
         "stdout",
         "tail_lines",
         "token",
@@ -51,11 +55,12 @@ class Spec:
         tail_lines: int = 100,
         note: bytes = b"",
         limits: Limits | None = None,
+        stdin: bytes = b"",
     ) -> None:
         self.token, self.program, self.argv, self.cwd = token, program, argv, cwd
         self.environ, self.unset, self.inherit = environ or [], unset or [], inherit
         self.stdout, self.stderr, self.tail_lines, self.note = stdout, stderr, tail_lines, note
-        self.limits = limits
+        self.limits, self.stdin = limits, stdin
 
     def fields(self) -> list[bytes]:
         """The fields of this launch's frame, behind the verb."""
@@ -67,14 +72,15 @@ class Spec:
             self.tail_lines,
         )
         limits = b"" if self.limits is None else self.limits.field()
-        fixed = [self.token, self.note, self.program, self.cwd, self.stdout, self.stderr, limits, counts]
+        stdio = self.stdin, self.stdout, self.stderr
+        fixed = [self.token, self.note, self.program, self.cwd, *stdio, limits, counts]
         return [*fixed, *self.argv, *self.environ, *self.unset]
 
     @classmethod
     def from_fields(cls, fields: list[bytes]) -> Spec:
         """Read what `fields` wrote. Raises `ProtocolError` for anything else."""
         try:
-            token, note, program, cwd, stdout, stderr, limits, counts = fields[:_FIXED]
+            token, note, program, cwd, stdin, stdout, stderr, limits, counts = fields[:_FIXED]
             n_argv, n_environ, n_unset, inherit, tail_lines = map(int, counts.split())
         except ValueError as error:
             raise ProtocolError("a launch that lacks fields") from error
@@ -82,6 +88,7 @@ class Spec:
             raise ProtocolError("a launch without a usable token")
         if min(n_argv - 1, n_environ, n_unset, tail_lines) < 0 or len(fields) != _FIXED + n_argv + n_environ + n_unset:
             raise ProtocolError("a launch whose counts do not add up")
+        inputs.check(stdin)
         environ = fields[_FIXED + n_argv : _FIXED + n_argv + n_environ]
         if not all(b"=" in item for item in environ):
             raise ProtocolError("an environment item without '='")
@@ -98,6 +105,7 @@ class Spec:
             tail_lines=tail_lines,
             note=note,
             limits=Limits.parse(limits) if limits else None,
+            stdin=stdin,
         )
 
     def environment(self, base: dict[bytes, bytes]) -> dict[bytes, bytes]:

@@ -8,7 +8,8 @@ pays for its size.
 
 Its agent's commands are in `commands`. Supervisor to agent: exit SEQ TOKEN NOTE KIND REASON VALUE CORE TIME
 *TAIL, hello PID *(TOKEN PID STARTED NOTE) (unacknowledged exits come before it), started *(TOKEN PID STARTED),
-synced (all that was sent before has been carried out), superseded (by another agent), note TEXT, bye.
+synced (all that was sent before has been carried out), took TOKEN WRITER OFFSET STATE (see `inputs`), superseded (by
+another agent), note TEXT, bye.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import time
 from ray_launcher.node import commands, process, proctable
 from ray_launcher.node.failures import explain
 from ray_launcher.node.guard import Fence
+from ray_launcher.node.inputs import Inputs
 from ray_launcher.node.kinship import Proc
 from ray_launcher.node.logfiles import LogFiles
 from ray_launcher.node.peers import Peer, Peers
@@ -75,6 +77,7 @@ class Supervisor:
         self._stopping = False
         self._stop_by = float("inf")
         self._epoll = select.epoll()
+        self._inputs = Inputs(self._epoll, self._tell)
         self._peers = Peers(listener, self._epoll, self._timers, self._command, self._agent_left)
         self._wakeup, wakeup_in = os.pipe()
         for fd in (self._wakeup, wakeup_in):
@@ -118,7 +121,7 @@ class Supervisor:
         elif fd == self._raylet:
             self._epoll.unregister(fd)
             self.stop(min(self._graces.end_grace, _TEARDOWN_GRACE))
-        else:
+        elif not self._inputs.ready(fd, events):
             self._peers.ready(fd, events)
 
     def _on_signal(self, signum: int, _frame: object) -> None:
@@ -132,6 +135,7 @@ class Supervisor:
 
     def _reap(self) -> None:
         for proc, status in self._procs.reap():
+            self._inputs.ended(proc.token)
             if not proc.given_up:  # else its port has been told already
                 stderr = proc.outputs[1]
                 tail = read_tail(stderr, proc.tail_lines, proc.stderr_begin) if stderr else []
@@ -187,6 +191,14 @@ class Supervisor:
             proc.signals[sender] = number
         self._procs.signal(proc, signum)
 
+    def put(self, token: bytes, writer: bytes, offset: int, data: bytes, last: bool) -> None:
+        """See `Commanded`."""
+        self._inputs.put(token, writer, offset, data, last)
+
+    def resize(self, token: bytes, rows: int, columns: int) -> None:
+        """See `Commanded`."""
+        self._inputs.resize(token, rows, columns)
+
     def renew(self, until: float) -> None:
         """See `Commanded`."""
         if self._lease is not None:
@@ -218,12 +230,15 @@ class Supervisor:
         env: dict[bytes, bytes] = {}
         try:
             env = process.environment(spec, self._base)
-            proc = Proc(spec, *self._starter.start(spec, env))
+            pid, stderr_begin, given = self._starter.start(spec, env)
+            proc = Proc(spec, pid, stderr_begin)
         except SetupError as error:
             self._report(spec.token, spec.note, failed(*explain(error, spec, env)), [])
             self._done_with(spec.stdout, spec.stderr)
         else:
             self._procs.add(proc)
+            if given is not None:
+                self._inputs.add(spec.token, given)
             if spec.limits is not None:
                 proc.time_limit = TimeLimit(spec.limits, proc, self._procs, self._timers)
             self._announce(proc)
@@ -259,6 +274,7 @@ class Supervisor:
             self._report(proc.token, proc.note, failed(text), _own_words(proc))
 
     def _gone(self, proc: Proc) -> None:
+        self._inputs.remove(proc.token)
         self._done_with(*proc.outputs)
         if proc.token in self._awaited:
             self._awaited.discard(proc.token)

@@ -14,6 +14,7 @@ from ray_launcher.cli import run
 from ray_launcher.cli.gangs import Shape
 from ray_launcher.cli.jobs import AGang, Several, Target
 from ray_launcher.cli.main import main
+from ray_launcher.cli.terminal import Feed
 
 
 class Started:
@@ -23,8 +24,10 @@ class Started:
     launches: Mapping[str, LaunchOptions]  # for several
     address: str | None
     grace: float
+    feed: Feed | None
 
-    def __init__(self, job: Several | AGang, target: Target) -> None:
+    def __init__(self, job: Several | AGang, target: Target, feed: Feed | None) -> None:
+        Started.feed = feed
         Started.job, Started.address, Started.grace = job, target.address, target.grace
         Started.launches = job.launches if isinstance(job, Several) else {}
 
@@ -57,6 +60,12 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Call:
         (["--env", "=x", "ls"], "'--env'", "NAME=VALUE"),
         (["--env", "NOT_SET_ANYWHERE", "ls"], "'--env'", "write NOT_SET_ANYWHERE=VALUE"),
         (["--env-remove", "", "ls"], "'--env-remove'", "empty"),
+        (["-i", "-n", "2", "ls"], "-i, -t and --stdin are for one proc", "leave them out"),
+        (["-i", "-j", "1x1", "ls"], "-i, -t and --stdin are for one proc", "leave them out"),
+        (["-i", "--max-restarts", "1", "ls"], "-i, -t and --stdin are for one proc", "leave them out"),
+        (["-i", "--stdin", __file__, "ls"], "--stdin gives it a file", "leave out -i and -t"),
+        (["-it", "ls"], "-t is for a terminal", "leave -t out"),
+        (["--stdin", "/nonexistent", "ls"], "'--stdin'", "does not exist"),
         (["--cwd", "", "ls"], "'--cwd'", "empty"),
         (["--grace", "-1", "ls"], "'--grace'", "0 or more"),
         (["--grace", "nan", "ls"], "'--grace'", "0 or more"),

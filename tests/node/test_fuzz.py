@@ -28,6 +28,7 @@ def _corpus(chance: random.Random) -> list[bytes]:
         environ=[b"A=1", b"B=2"],
         unset=[b"C"],
         note=b"note",
+        stdin=chance.choice([b"", b"pipe", b"terminal 24 80"]),
         limits=Limits(bind={"cpus": "0"}, rlimits={"core": (0, -1)}, umask=0o77, nice=1, time=9.0, signum=10, lead=1.0),
     )
     number = b"%d" % chance.randrange(-5, 100)
@@ -39,6 +40,8 @@ def _corpus(chance: random.Random) -> list[bytes]:
         pack(b"kill", spec.token),
         pack(b"signal", spec.token, b"10", b"sender", number),
         pack(b"signal", spec.token, number),
+        pack(b"input", spec.token, b"writer", number, b"0", b"data"),
+        pack(b"resize", spec.token, number, b"80"),
         pack(b"ack", number, b"3", number),
         pack(b"lease", b"1e9"),
         pack(b"lease", b"nan"),

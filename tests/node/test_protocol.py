@@ -138,8 +138,16 @@ def test_a_launch_of_garbage_is_a_launch_or_an_error(fields: list[bytes]) -> Non
 def test_a_launch_with_numbers_beyond_reason_is_an_error() -> None:
     for counts in (b"9" * 5000 + b" 0 0 0 0", b"1 0 0 1 -1", b"1 0 0 1", b"1 0 0 1 1 1", b"x 0 0 1 1", b"0 0 0 1 1"):
         with pytest.raises(ProtocolError):
-            Spec.from_fields([b"token", b"note", b"program", b"", b"", b"", b"", counts, b"argv0"])
-    Spec.from_fields([b"token", b"note", b"program", b"", b"", b"", b"", b"1 0 0 1 1", b"argv0"])
+            Spec.from_fields([b"token", b"note", b"program", b"", b"", b"", b"", b"", counts, b"argv0"])
+    Spec.from_fields([b"token", b"note", b"program", b"", b"", b"", b"", b"", b"1 0 0 1 1", b"argv0"])
+
+
+@pytest.mark.parametrize(
+    "stdin", [b"file", b"terminal", b"terminal 1", b"terminal -1 2", b"terminal 1 65536", b"terminal a b"]
+)
+def test_a_stdin_of_no_known_kind_is_an_error(stdin: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        Spec.from_fields(Spec(token=b"t", program=b"p", argv=[b"p"], stdin=stdin).fields())
 
 
 @given(

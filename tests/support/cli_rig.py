@@ -9,13 +9,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from typing import IO
+from typing import IO, Any
 
 from node_rig import until
 
 #: Seconds after which a wait fails; Ray takes its time where other tests run.
 DEADLINE = 100.0
-COMMAND = [sys.executable, "-m", "ray_launcher", "run"]
+LAUNCHER = [sys.executable, "-m", "ray_launcher"]
+COMMAND = [*LAUNCHER, "run"]
 
 _RAY = """
 import sys
@@ -55,9 +56,16 @@ class OwnRay:
 class Run:
     """One command under way, and all that it has written so far. See `running`."""
 
-    def __init__(self, *args: str, env: Mapping[str, str], stdout: int | IO[bytes] = subprocess.PIPE) -> None:
+    def __init__(
+        self,
+        *args: str,
+        env: Mapping[str, str],
+        stdout: int | IO[bytes] = subprocess.PIPE,
+        verb: str = "run",
+        stdin: int | IO[bytes] = subprocess.DEVNULL,
+    ) -> None:
         self.process = subprocess.Popen(
-            [*COMMAND, *args], env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE
+            [*LAUNCHER, verb, *args], env=env, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE
         )
         self.out, self.err = bytearray(), bytearray()
         pairs = [(self.process.stdout, self.out), (self.process.stderr, self.err)]
@@ -96,9 +104,9 @@ class Run:
 
 
 @contextlib.contextmanager
-def running(*args: str, env: Mapping[str, str], stdout: int | IO[bytes] = subprocess.PIPE) -> Iterator[Run]:
-    """A command, killed at the end of the block if it still runs."""
-    run = Run(*args, env=env, stdout=stdout)
+def running(*args: str, env: Mapping[str, str], **how: Any) -> Iterator[Run]:
+    """A command, killed at the end of the block if it still runs; how: see `Run`."""
+    run = Run(*args, env=env, **how)
     try:
         yield run
     finally:
