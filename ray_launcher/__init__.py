@@ -37,6 +37,7 @@ from ray_launcher.readiness import ReadyWhen
 from ray_launcher.session import RayProcLauncher
 from ray_launcher.sessions import SessionSummary, list_sessions
 from ray_launcher.spawner import ProcSpawner, start_spawner
+from ray_launcher.usage import ProcUsage
 
 __version__ = "0.1.0"
 
@@ -66,6 +67,7 @@ __all__ = [
     "ProcLauncherError",
     "ProcSpawner",
     "ProcState",
+    "ProcUsage",
     "RayProcLauncher",
     "ReadyWhen",
     "SessionSummary",

@@ -13,7 +13,7 @@ import pytest
 import ray_launcher
 
 ROOT = Path(ray_launcher.__file__).parent
-WORDS = {"errors", "exits", "options", "checks", "frozen", "callables", "info", "limits", "ranks", "readiness"}
+WORDS = {"errors", "exits", "options", "checks", "frozen", "callables", "info", "limits", "ranks", "readiness", "usage"}
 CONTRACT = {"outcomes", "pace", "desk", "spawner", "port", "ledger", "mail", "launcher"}
 TOP = {"session", "sessions", "logs", "gang", "plan", "view"}
 EDGES = {"cli", "integrations", "testing", "__main__"}

@@ -21,6 +21,7 @@ from ray_launcher.cluster.history import History, Past
 from ray_launcher.cluster.leases import Leases
 from ray_launcher.cluster.link import NEVER_STARTED, Link, Owner
 from ray_launcher.cluster.links import Links
+from ray_launcher.cluster.metrics import Metrics, exported
 from ray_launcher.cluster.nodes import Node, fitting
 from ray_launcher.cluster.owed import Owed
 from ray_launcher.cluster.placing import Placer, PlacingError
@@ -30,6 +31,7 @@ from ray_launcher.cluster.registry import Registry
 from ray_launcher.cluster.restored import Restored
 from ray_launcher.cluster.roster import Proc, Roster
 from ray_launcher.cluster.team import alone
+from ray_launcher.cluster.usage import supervisors_of
 from ray_launcher.cluster.wire import Exit, Launch, Note, Request, SessionInfo, Started, token_of
 from ray_launcher.desk import LaunchKey, Message
 from ray_launcher.exits import ExitReport
@@ -58,6 +60,7 @@ class ClusterSpawner(Queries):
         owner = Owner(session, runtime_env, self._owed, registry.next_generation() if again else 0)
         self._owner = owner
         self._links = Links(owner, self._news, registry.agents() if again else {})
+        self._metrics = Metrics(session.name, self._roster.living.values, lambda: supervisors_of(self._links), exported)
         self._docket = Docket(registry, again) if session.detached else None
         self._history = History(registry, session.history, self._on_kept, again)
         found = {} if self._docket is None else self._docket.found()
@@ -218,6 +221,7 @@ class ClusterSpawner(Queries):
         self, proc: Proc, key: LaunchKey, placement: Placement, message: Message, member: Member | None
     ) -> None:
         proc.sought = True
+        self._metrics.sought(proc)
         if member is not None:
             member = member._replace(attempt=self._gangs.attempt(key))
         try:
@@ -306,6 +310,7 @@ class ClusterSpawner(Queries):
                 self._request(proc, None)
         await self._links.end(grace)
         await self._history.close()
+        await self._metrics.close()
         with contextlib.suppress(Exception):
             await self._leases.end()
             await asyncio.get_running_loop().run_in_executor(None, Registry(self._owner.session.name).clear)
@@ -332,6 +337,7 @@ class ClusterSpawner(Queries):
     def restart(self, proc: Proc, key: LaunchKey, attempt: int) -> Proc:
         """See `gangs.Host`."""
         self._settle(proc.token)
+        self._metrics.restarted()
         return self._roster.again(proc, token_of(key, attempt))
 
     def discard(self, proc: Proc) -> None:
@@ -392,7 +398,9 @@ class ClusterSpawner(Queries):
             return
         if news.sequence:
             self._unsettled[news.token] = link, news.sequence
-        proc.finish(news.report, link.ours(news.when))
+        when = link.ours(news.when)
+        self._metrics.heard_of_end(when)
+        proc.finish(news.report, when)
 
     def _find(self, link: Link, news: Started | Exit) -> Proc | None:
         """The proc of an agent's news that this spawner, having been restarted, has not heard of; None: no longer."""
@@ -418,6 +426,7 @@ class ClusterSpawner(Queries):
         if state != proc.told:
             proc.told = state
             self._events.add(happening(proc))
+            self._metrics.changed(proc)
 
     def _stop(self, proc: Proc, timeout: float | None) -> None:
         """Its user wants that."""

@@ -213,6 +213,7 @@ class World:
             Links=links.Links,
             Owner=link.Owner,
             Leases=leases.Leases,
+            exported=lambda: False,
         )
         self._mail_module = _copy("ray_launcher.mail", run_soon=self._run_soon)
 
