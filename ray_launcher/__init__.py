@@ -30,6 +30,7 @@ from ray_launcher.gang import Gang, GangResult, is_spare
 from ray_launcher.info import Attempt, ProcEvent, ProcInfo, ProcState
 from ray_launcher.launcher import ActorProcLauncher, LaunchResult, ProcLauncher
 from ray_launcher.logs import LogChunk
+from ray_launcher.nodes import NodeSummary, list_nodes
 from ray_launcher.options import LaunchOptions, Placement, ProcBind
 from ray_launcher.port import ExitPort
 from ray_launcher.ranks import Strategy, gang_env
@@ -56,6 +57,7 @@ __all__ = [
     "LaunchOptions",
     "LaunchResult",
     "LogChunk",
+    "NodeSummary",
     "NotReadyError",
     "Placement",
     "ProcBind",
@@ -80,6 +82,7 @@ __all__ = [
     "decode_exit",
     "gang_env",
     "is_spare",
+    "list_nodes",
     "list_sessions",
     "start_spawner",
 ]

@@ -11,9 +11,11 @@ from typing import Any, NoReturn
 import click
 
 import ray_launcher
+from ray_launcher.cli.nodes import nodes
 from ray_launcher.cli.outcome import LAUNCHER_ERROR
 from ray_launcher.cli.ps import inspect, ps
 from ray_launcher.cli.run import run
+from ray_launcher.cli.top import top
 
 #: What people try who know other tools.
 _ALIASES = {"list": "ps", "status": "ps"}
@@ -40,7 +42,7 @@ def cli() -> None:
     """Start programs on the nodes of a Ray cluster, and learn how each one ended."""
 
 
-for _verb in (run, ps, inspect):
+for _verb in (run, ps, inspect, top, nodes):
     cli.add_command(_verb)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import ray
 
 from ray_launcher.cluster.docket import Docket
+from ray_launcher.cluster.eventlog import event_log
 from ray_launcher.cluster.events import Events, happening
 from ray_launcher.cluster.gangs import Gangs
 from ray_launcher.cluster.history import History, Past
@@ -49,7 +50,7 @@ class ClusterSpawner(Queries):
     def __init__(
         self, session: SessionInfo, runtime_env: dict[str, Any], begun: tuple[Node, str] | None = None
     ) -> None:
-        self._events = Events()
+        self._events, self._log_event = Events(), event_log(session.name)
         self._roster = Roster(self._tell)
         self._unsettled: dict[str, tuple[Link, int]] = {}  # by token: a report that is kept, and its number
         self._awaited: dict[str, LaunchKey] = {}  # by proc_id: a launch asked for again that may be found yet
@@ -425,7 +426,9 @@ class ClusterSpawner(Queries):
         state = proc.state
         if state != proc.told:
             proc.told = state
-            self._events.add(happening(proc))
+            event = happening(proc)
+            self._events.add(event)
+            self._log_event(event)
             self._metrics.changed(proc)
 
     def _stop(self, proc: Proc, timeout: float | None) -> None:
