@@ -6,6 +6,8 @@ them (launcher, session) to a spawner actor (spawner, cluster.spawner), which ha
 report travels back the same way to the `ExitPort` (port) and becomes a `ProcExitResult` (exits).
 """
 
+from ray_launcher.checkup import Diagnosis, Finding, NodeFacts
+from ray_launcher.doctor import examine_cluster
 from ray_launcher.errors import (
     DecodeError,
     KillError,
@@ -46,10 +48,12 @@ __all__ = [
     "ActorProcLauncher",
     "Attempt",
     "DecodeError",
+    "Diagnosis",
     "ExitPort",
     "ExitReport",
     "Exited",
     "Failed",
+    "Finding",
     "Gang",
     "GangResult",
     "KillError",
@@ -57,6 +61,7 @@ __all__ = [
     "LaunchOptions",
     "LaunchResult",
     "LogChunk",
+    "NodeFacts",
     "NodeSummary",
     "NotReadyError",
     "Placement",
@@ -80,6 +85,7 @@ __all__ = [
     "UnknownProcError",
     "UnknownSessionError",
     "decode_exit",
+    "examine_cluster",
     "gang_env",
     "is_spare",
     "list_nodes",

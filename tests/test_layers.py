@@ -13,9 +13,10 @@ import pytest
 import ray_launcher
 
 ROOT = Path(ray_launcher.__file__).parent
-WORDS = {"errors", "exits", "options", "checks", "frozen", "callables", "info", "limits", "ranks", "readiness", "usage"}
+WORDS = {"errors", "exits", "options", "checks", "frozen", "callables", "info", "limits", "ranks", "readiness"}
+WORDS |= {"usage", "checkup"}
 CONTRACT = {"outcomes", "pace", "desk", "spawner", "port", "ledger", "mail", "launcher"}
-TOP = {"session", "sessions", "nodes", "logs", "gang", "plan", "view"}
+TOP = {"session", "sessions", "nodes", "doctor", "logs", "gang", "plan", "view"}
 EDGES = {"cli", "integrations", "testing", "__main__"}
 #: Each layer may import those before it, and itself.
 LAYERS = [WORDS, {"node"}, CONTRACT, {"cluster"}, TOP]
