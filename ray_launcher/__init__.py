@@ -7,6 +7,7 @@ report travels back the same way to the `ExitPort` (port) and becomes a `ProcExi
 """
 
 from ray_launcher.checkup import Diagnosis, Finding, NodeFacts
+from ray_launcher.cluster.leftovers import Leftover, find_leftovers, reap
 from ray_launcher.doctor import examine_cluster
 from ray_launcher.errors import (
     DecodeError,
@@ -60,6 +61,7 @@ __all__ = [
     "LaunchError",
     "LaunchOptions",
     "LaunchResult",
+    "Leftover",
     "LogChunk",
     "NodeFacts",
     "NodeSummary",
@@ -86,9 +88,11 @@ __all__ = [
     "UnknownSessionError",
     "decode_exit",
     "examine_cluster",
+    "find_leftovers",
     "gang_env",
     "is_spare",
     "list_nodes",
     "list_sessions",
+    "reap",
     "start_spawner",
 ]

@@ -15,6 +15,7 @@ from ray_launcher.cli.doctor import doctor
 from ray_launcher.cli.nodes import nodes
 from ray_launcher.cli.outcome import LAUNCHER_ERROR
 from ray_launcher.cli.ps import inspect, ps
+from ray_launcher.cli.reap import reap
 from ray_launcher.cli.run import run
 from ray_launcher.cli.top import top
 
@@ -43,7 +44,7 @@ def cli() -> None:
     """Start programs on the nodes of a Ray cluster, and learn how each one ended."""
 
 
-for _verb in (run, ps, inspect, top, nodes, doctor):
+for _verb in (run, ps, inspect, top, nodes, doctor, reap):
     cli.add_command(_verb)
 
 

@@ -60,7 +60,7 @@ class Examiner:
 
 def _log_directory() -> str:
     worker = importlib.import_module("ray._private.worker")  # private: it has no public name
-    return str(worker._global_node.get_logs_dir_path())
+    return str(worker._global_node.get_logs_dir_path())  # noqa: SLF001  # the same
 
 
 def our_version() -> str | None:
