@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 import ray_launcher
+from ray_launcher.cli.completion import completion
 from ray_launcher.cli.doctor import doctor
 from ray_launcher.cli.nodes import nodes
 from ray_launcher.cli.outcome import LAUNCHER_ERROR
@@ -44,7 +45,7 @@ def cli() -> None:
     """Start programs on the nodes of a Ray cluster, and learn how each one ended."""
 
 
-for _verb in (run, ps, inspect, top, nodes, doctor, reap):
+for _verb in (run, ps, inspect, top, nodes, doctor, reap, completion):
     cli.add_command(_verb)
 
 

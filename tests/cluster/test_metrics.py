@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from node_rig import until
 from prometheus_client.parser import text_string_to_metric_families
-from ray_rig import DEADLINE, Driver
+from ray_rig import DEADLINE, Driver, Nodes, ended, shell
 
-from ray_launcher import ExitReport
-from ray_launcher.cluster import metrics
+from ray_launcher import ExitReport, RayProcLauncher
+from ray_launcher.cluster import eventlog, metrics
+from ray_launcher.cluster.eventlog import VARIABLE
+from ray_launcher.cluster.events import Happening
 
 #: A driver on a Ray of its own, which tells its metrics every second.
 DRIVER = """
@@ -135,3 +140,29 @@ def test_where_nothing_is_exported_nothing_is_noted() -> None:
 
 async def _no_memory() -> dict[str, float]:
     return {}
+
+
+def test_events_are_lines_of_json_in_the_log_of_the_spawner_where_asked_for(nodes: Nodes) -> None:
+    asked = {"env_vars": {VARIABLE: "1"}}
+    with RayProcLauncher(session="logged", runtime_env=asked, grace=1) as launcher:
+        ended(launcher.launch("a", shell("exit 3", nodes.on("a"), env={"SECRET": "5ec4e7"})).exit_port)
+
+        def lines() -> list[dict[str, Any]]:
+            logs = Path(tempfile.gettempdir()).glob("ray/session_2*/logs/worker-*.err")
+            return [json.loads(line) for log in logs for line in log.read_text().splitlines() if '"logged"' in line]
+
+        found = until(lambda: [each for each in lines() if each["state"] == "EXITED"], "the last event", DEADLINE)
+    assert [each["state"] for each in lines()][:2] == ["PENDING", "STARTING"]
+    [end] = found
+    assert (end["proc_id"], end["exit_code"], end["result"]) == ("a", 3, "exited with code 3")
+    assert end["node_id"] == nodes.ids()["a"]
+    assert "5ec4e7" not in json.dumps(lines())
+
+
+def test_events_are_not_logged_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr(eventlog, "line", lambda *_: logged.append("line"))
+    for value in ("", "0"):
+        monkeypatch.setenv(VARIABLE, value)
+        eventlog.event_log("s")(Happening(0.0, "a", "PENDING", None, None, None, None, 0, None))
+    assert logged == []
