@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 import harness
+import psutil
+import ray
 
 from ray_launcher import LaunchOptions, RayProcLauncher, sessions
 from ray_launcher.cluster.spawner import ClusterSpawner
@@ -28,6 +31,18 @@ def session(spawner: type[ClusterSpawner]) -> RayProcLauncher:
     return RayProcLauncher()
 
 
+def spawner_of(launcher: RayProcLauncher) -> psutil.Process:
+    """Its process."""
+    handle = ray.get_actor(f"spawner-{launcher.session}", "ray_launcher")
+    return psutil.Process(ray.get(handle.facts.remote())["pid"])
+
+
+def cpu(process: psutil.Process) -> float:
+    """Seconds that it has used."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
 def main() -> None:
     """Measure, print, write."""
     options = harness.arguments(__doc__ or "", procs=2000)
@@ -35,13 +50,18 @@ def main() -> None:
     count, opts = options.procs, LaunchOptions(program=TRUE)
 
     with session(ClusterSpawner) as told, session(Quiet) as quiet:
+        costs: dict[RayProcLauncher, list[float]] = {told: [], quiet: []}
+        spawners = {each: spawner_of(each) for each in costs}
 
         def rate(launcher: RayProcLauncher) -> float:
             def work() -> None:
                 launched = launcher.launch_many({f"many/{index}": opts for index in range(count)})
                 assert all(result.exit_port.wait().ok for result in launched.values())
 
-            return count / harness.timed(work)
+            before = cpu(spawners[launcher])
+            seconds = harness.timed(work)
+            costs[launcher].append((cpu(spawners[launcher]) - before) / count * 1e6)
+            return count / seconds
 
         rate(told), rate(quiet)  # start what is started once
         figures = harness.measure({"with metrics": lambda: rate(told), "without": lambda: rate(quiet)}, options.rounds)
@@ -51,6 +71,12 @@ def main() -> None:
         figures,
         {"with / without": ("with metrics", "without")},
         options.json,
+        {
+            "CPU time of the spawner a launch, microseconds, median": {
+                "with metrics": round(statistics.median(costs[told]), 1),
+                "without": round(statistics.median(costs[quiet]), 1),
+            }
+        },
     )
 
 
