@@ -13,7 +13,7 @@ from ray_launcher import Leftover, find_leftovers
 from ray_launcher import reap as end_all
 from ray_launcher.cli import show
 from ray_launcher.cli.connect import ConnectError, connect, leave
-from ray_launcher.cli.sessions import address_option, cluster, verb
+from ray_launcher.cli.sessions import cluster, session_options, verb
 
 _REAP = """Find what sessions that are over have left, because everything that saw to it was killed, and remove it:
 supervisors, procs and their directories, on this machine and on the nodes of the cluster; agents, keys and placement
@@ -23,7 +23,7 @@ machine alone. The exit code is 1 if something is left that should have gone.
 \b
 Examples:
   ray-launcher reap
-  ray-launcher reap --yes
+  ray-launcher reap --yes --session train
   ray-launcher reap --json | jq -r '.found[].what'
 """
 
@@ -39,11 +39,11 @@ Examples:
     metavar="SECONDS",
     help="For agents whose session has just ended to leave by themselves.",
 )
-@address_option
-def reap(yes: bool, json_: bool, wait: float, address: str | None) -> None:
+@session_options
+def reap(yes: bool, json_: bool, wait: float, session: str | None, address: str | None) -> None:
     """See `_REAP`."""
     with _whatever_there_is(address):
-        found = find_leftovers(wait)
+        found = find_leftovers(session, wait)
         agreed = bool(found) and (yes or (not json_ and _agreed(found)))
         left = end_all(found) if agreed else []
         if json_:

@@ -75,13 +75,15 @@ class _Machine:
         return ray.remote(call).options(**options).remote(*args)
 
 
-def find_leftovers(wait: float = LEAVE) -> list[Leftover]:
+def find_leftovers(session: str | None = None, wait: float = LEAVE) -> list[Leftover]:
     """What sessions that are over have left on this machine and, if this process is connected, in the cluster.
 
-    wait: seconds that agents whose spawner has just gone get to leave by themselves. Nothing that lives is told, nor
-    what belongs to another Ray on this machine that runs. Raises TypeError or ValueError for `wait`.
+    session: only of the one of that name.  wait: seconds that agents whose spawner has just gone get to leave by
+    themselves. Nothing that lives is told, nor what belongs to another Ray on this machine that runs. Raises TypeError
+    or ValueError for `wait`.
     """
-    return [item.left for item in _items(checks.seconds("wait", wait))]
+    found = [item.left for item in _items(checks.seconds("wait", wait))]
+    return [left for left in found if session in (None, left.session)]
 
 
 def reap(wanted: Iterable[Leftover]) -> list[Leftover]:
