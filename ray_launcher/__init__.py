@@ -6,6 +6,9 @@ them (launcher, session) to a spawner actor (spawner, cluster.spawner), which ha
 report travels back the same way to the `ExitPort` (port) and becomes a `ProcExitResult` (exits).
 """
 
+from ray_launcher.checkup import Diagnosis, Finding, NodeFacts
+from ray_launcher.cluster.leftovers import Leftover, find_leftovers, reap
+from ray_launcher.doctor import examine_cluster
 from ray_launcher.errors import (
     DecodeError,
     KillError,
@@ -30,6 +33,7 @@ from ray_launcher.gang import Gang, GangResult, is_spare
 from ray_launcher.info import Attempt, ProcEvent, ProcInfo, ProcState
 from ray_launcher.launcher import ActorProcLauncher, LaunchResult, ProcLauncher
 from ray_launcher.logs import LogChunk
+from ray_launcher.nodes import NodeSummary, list_nodes
 from ray_launcher.options import LaunchOptions, Placement, ProcBind
 from ray_launcher.port import ExitPort
 from ray_launcher.ranks import Strategy, gang_env
@@ -38,6 +42,7 @@ from ray_launcher.session import RayProcLauncher
 from ray_launcher.sessions import SessionSummary, list_sessions
 from ray_launcher.spawner import ProcSpawner, start_spawner
 from ray_launcher.stdin import Stdin
+from ray_launcher.usage import ProcUsage
 
 __version__ = "0.1.0"
 
@@ -45,17 +50,22 @@ __all__ = [
     "ActorProcLauncher",
     "Attempt",
     "DecodeError",
+    "Diagnosis",
     "ExitPort",
     "ExitReport",
     "Exited",
     "Failed",
+    "Finding",
     "Gang",
     "GangResult",
     "KillError",
     "LaunchError",
     "LaunchOptions",
     "LaunchResult",
+    "Leftover",
     "LogChunk",
+    "NodeFacts",
+    "NodeSummary",
     "NotReadyError",
     "Placement",
     "ProcBind",
@@ -67,6 +77,7 @@ __all__ = [
     "ProcLauncherError",
     "ProcSpawner",
     "ProcState",
+    "ProcUsage",
     "RayProcLauncher",
     "ReadyWhen",
     "SessionSummary",
@@ -78,8 +89,12 @@ __all__ = [
     "UnknownProcError",
     "UnknownSessionError",
     "decode_exit",
+    "examine_cluster",
+    "find_leftovers",
     "gang_env",
     "is_spare",
+    "list_nodes",
     "list_sessions",
+    "reap",
     "start_spawner",
 ]

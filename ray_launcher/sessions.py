@@ -46,6 +46,15 @@ def list_sessions() -> list[SessionSummary]:
 
     Raises `ProcLauncherError` where this process is not connected.
     """
+    asked = {name: handle.about.remote() for name, handle in spawners().items()}
+    if asked:
+        ray.wait(list(asked.values()), num_returns=len(asked), timeout=_ANSWER)
+    found = (_summary(name, ref) for name, ref in asked.items())
+    return [summary for summary in found if summary is not None]
+
+
+def spawners() -> dict[str, Any]:
+    """The handles of all spawners of the cluster, by the names of their sessions. Raises `ProcLauncherError`."""
     if not ray.is_initialized():
         raise ProcLauncherError("this process is not connected to a cluster: call ray.init(...) first")
     prefix = spawner_actor("")
@@ -56,11 +65,7 @@ def list_sessions() -> list[SessionSummary]:
         if actor["namespace"] == NAMESPACE and actor["name"].startswith(prefix)
     )
     handles = {name: find(spawner_actor(name)) for name in names}
-    asked = {name: handle.about.remote() for name, handle in handles.items() if handle is not None}
-    if asked:
-        ray.wait(list(asked.values()), num_returns=len(asked), timeout=_ANSWER)
-    found = (_summary(name, ref) for name, ref in asked.items())
-    return [summary for summary in found if summary is not None]
+    return {name: handle for name, handle in handles.items() if handle is not None}
 
 
 def _summary(name: str, ref: Any) -> SessionSummary | None:

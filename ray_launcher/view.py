@@ -22,6 +22,7 @@ from ray_launcher.logs import LogChunk, LogStreams, lines_of
 from ray_launcher.options import check_proc_id, check_timeout
 from ray_launcher.port import ExitPort, gone_because
 from ray_launcher.stdin import Stdin
+from ray_launcher.usage import ProcUsage
 
 
 class View(ActorProcLauncher):
@@ -49,6 +50,15 @@ class View(ActorProcLauncher):
         """
         left: list[str] = self._answer("remove", [check_proc_id(proc_id) for proc_id in proc_ids])
         return left
+
+    def usage(self) -> list[ProcUsage]:
+        """What every proc that has not ended uses: CPU time, memory and processes of its tree. Once per call.
+
+        One look per node; those whose node takes more than 3 s to answer come without figures. Two calls and
+        `ProcUsage.cpu_percent` tell how busy they are. Raises `ProcLauncherError`.
+        """
+        used: list[ProcUsage] = self._answer("usage")
+        return used
 
     def events(self, *, past: bool = False, follow: bool = True) -> Iterator[ProcEvent]:
         """Each change of a proc's state, as it comes: PENDING, STARTING, RUNNING, TERMINATING, EXITED.

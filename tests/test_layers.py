@@ -14,8 +14,9 @@ import ray_launcher
 
 ROOT = Path(ray_launcher.__file__).parent
 WORDS = {"errors", "exits", "options", "checks", "frozen", "callables", "info", "limits", "ranks", "readiness"}
+WORDS |= {"usage", "checkup"}
 CONTRACT = {"outcomes", "pace", "desk", "spawner", "port", "ledger", "mail", "launcher"}
-TOP = {"session", "sessions", "packages", "logs", "gang", "plan", "stdin", "view"}
+TOP = {"session", "sessions", "nodes", "doctor", "packages", "logs", "gang", "plan", "stdin", "view"}
 EDGES = {"cli", "integrations", "testing", "__main__"}
 #: Each layer may import those before it, and itself.
 LAYERS = [WORDS, {"node"}, CONTRACT, {"cluster"}, TOP]

@@ -12,12 +12,17 @@ import click
 
 import ray_launcher
 from ray_launcher.cli.attach import attach
+from ray_launcher.cli.completion import completion
+from ray_launcher.cli.doctor import doctor
 from ray_launcher.cli.ends import kill, rm, stop, wait
 from ray_launcher.cli.exec import exec_
+from ray_launcher.cli.nodes import nodes
 from ray_launcher.cli.outcome import LAUNCHER_ERROR
 from ray_launcher.cli.overview import down, events, sessions
 from ray_launcher.cli.ps import inspect, ps
+from ray_launcher.cli.reap import reap
 from ray_launcher.cli.run import run
+from ray_launcher.cli.top import top
 
 #: What people try who know other tools.
 _ALIASES = {"list": ["ps"], "status": ["ps", "-a"], "submit": ["run", "-d"], "cancel": ["stop"]}
@@ -42,7 +47,10 @@ def cli() -> None:
     """Start programs on the nodes of a Ray cluster, and learn how each one ended."""
 
 
-for _verb in (run, exec_, attach, ps, inspect, wait, stop, kill, rm, sessions, events, down):
+for _verb in (
+    *(run, exec_, attach, ps, inspect, wait, stop, kill, rm, sessions, events, down),
+    *(top, nodes, doctor, reap, completion),
+):
     cli.add_command(_verb)
 
 

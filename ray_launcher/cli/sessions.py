@@ -33,6 +33,10 @@ def session_name(value: str) -> str:
     return value
 
 
+#: Add --address to a verb, which gets it as `address`.
+address_option = click.option(
+    "--address", metavar="ADDRESS", help="Cluster: HOST:PORT, or auto.  [default: RAY_ADDRESS, else auto]"
+)
 #: Add --session and --address to a verb, which gets them as `session` and `address`.
 session_options = together(
     click.option(
@@ -43,9 +47,7 @@ session_options = together(
         metavar="NAME",
         help=f"Session that is meant.  [default: {VARIABLE}, else all that there are]",
     ),
-    click.option(
-        "--address", metavar="ADDRESS", help="Cluster: HOST:PORT, or auto.  [default: RAY_ADDRESS, else auto]"
-    ),
+    address_option,
 )
 
 

@@ -7,11 +7,14 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ray_launcher import Exited, Failed, ProcExitResult, ProcInfo, Signaled
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
 _STATE_COLOURS = {"RUNNING": "green", "PENDING": "yellow", "STARTING": "yellow", "TERMINATING": "magenta"}
@@ -19,23 +22,29 @@ _STATE_COLOURS = {"RUNNING": "green", "PENDING": "yellow", "STARTING": "yellow",
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """On a terminal as wide as that, with colour; in a pipe plain, and as wide as need be."""
-    from rich import box  # noqa: PLC0415  # a tenth of a second: not for those who ask for JSON
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
-
     rows = [list(row) for row in rows]
     if not sys.stdout.isatty():
         widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
         for row in (headings, *rows):
             click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         return
+    from rich.console import Console  # noqa: PLC0415  # a tenth of a second: not for those who ask for JSON
+
+    Console().print(rich_table(headings, rows))
+
+
+def rich_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """For a terminal."""
+    from rich import box  # noqa: PLC0415  # as above
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for heading in headings:
         shown.add_column(heading, overflow="fold")
     for row in rows:
         shown.add_row(*(Text(cell, style=_STATE_COLOURS.get(cell, "")) for cell in row))
-    Console().print(shown)
+    return shown
 
 
 def as_json(value: object) -> None:

@@ -28,6 +28,7 @@ from ray_launcher.cluster.inputs import Inputs, Taken
 from ray_launcher.cluster.inside import InsideError
 from ray_launcher.cluster.keeper import LOST, Keeper
 from ray_launcher.cluster.lease import return_all
+from ray_launcher.cluster.meter import Meter, Use
 from ray_launcher.cluster.nodes import is_alive
 from ray_launcher.cluster.ports import Ports
 from ray_launcher.cluster.probes import Subject, Verdict, probe
@@ -79,6 +80,7 @@ class Agent:
         self._secrets = Secrets(self._directory)
         self._going: set[asyncio.Task[None]] = set()
         self._inputs = Inputs(self._keeper)
+        self._meter = Meter(self._keeper)
         self._finding = asyncio.ensure_future(self._find())
         self._generation = -1  # of the spawner that has joined us
         self._posting = asyncio.Lock()
@@ -193,6 +195,15 @@ class Agent:
         logs = [Path(os.fsdecode(self._specs.log(proc_id, token, stream))) for stream in STREAMS]
         address = _ray_node().node_ip_address
         return await probe(ready_when, Subject(started.pid, logs, address, lambda: token in running), offsets)
+
+    async def usage(self) -> dict[str, Use]:
+        """What the trees of all that runs use, by token."""
+        await asyncio.shield(self._finding)
+        return await self._meter.read()
+
+    async def supervisor_bytes(self) -> int:
+        """The memory of the supervisor and its guard."""
+        return await self._meter.supervisor_bytes()
 
     async def await_gone(self, tokens: list[str]) -> None:
         """Return when nothing is left of the trees of these launches, which have ended."""

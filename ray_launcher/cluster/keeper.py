@@ -59,6 +59,7 @@ class Keeper:
         self._directory, self._logs, self._host = directory, logs, host
         self._cookie = cookie.encode()
         self.running: dict[str, Started] = {}  # what it has been told to launch, or found to run, by token
+        self.supervisor_pid = 0  # the last that was there
         self._client: Client | None = None
         self._listed: asyncio.Future[None] | None = None  # it has said all it knows
         self._lock = asyncio.Lock()
@@ -180,7 +181,8 @@ class Keeper:
         elif verb == b"note":
             _logger.warning("%s", text.decode(errors="replace"))
 
-    def _hello(self, _pid: bytes, *running: bytes) -> None:
+    def _hello(self, pid: bytes, *running: bytes) -> None:
+        self.supervisor_pid = int(pid)
         for each in zip(running[::4], running[1::4], running[2::4], running[3::4], strict=True):
             self._started(*each)
         if self._listed is not None and not self._listed.done():

@@ -19,12 +19,14 @@ from ray_launcher.cluster.links import Links
 from ray_launcher.cluster.memory import Memory
 from ray_launcher.cluster.restored import Restored
 from ray_launcher.cluster.roster import Proc, Roster
+from ray_launcher.cluster.usage import usage_of
 from ray_launcher.cluster.wire import SessionInfo, Signal, token_of
 from ray_launcher.desk import LaunchKey
 from ray_launcher.errors import UnknownProcError
 from ray_launcher.exits import ExitReport, decode_exit
 from ray_launcher.info import Attempt, ProcInfo, ProcState
 from ray_launcher.spawner import ProcSpawner
+from ray_launcher.usage import ProcUsage
 
 
 class Queries(ProcSpawner):
@@ -127,6 +129,18 @@ class Queries(ProcSpawner):
         """See `Events.after`."""
         await self.in_turn(launcher, number)
         return await self._events.after(incarnation, last, wait)
+
+    async def usage(self, launcher: str, number: int) -> list[ProcUsage]:
+        """What every proc that has not ended uses."""
+        await self.in_turn(launcher, number)
+        await self._restored.until()
+        return await usage_of(self._links, self._roster.living.values())
+
+    async def whereabouts(self) -> dict[str, int]:
+        """How many procs that have not ended are on which node, by its id."""
+        await self._restored.until()
+        living = self._roster.living.values()
+        return dict(Counter(proc.link.node.node_id for proc in living if proc.link and not proc.end.done()))
 
     async def remove(self, launcher: str, number: int, proc_ids: Sequence[str]) -> list[str]:
         """Forget procs that have ended, and remove their logs; the answer is those that run, or are not known."""

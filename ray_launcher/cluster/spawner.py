@@ -13,12 +13,14 @@ from typing import Any
 
 import ray
 
+from ray_launcher.cluster.eventlog import event_log
 from ray_launcher.cluster.events import Events, happening
 from ray_launcher.cluster.gangs import Gangs
 from ray_launcher.cluster.leases import Leases
 from ray_launcher.cluster.link import NEVER_STARTED, Link, Owner
 from ray_launcher.cluster.links import Links
 from ray_launcher.cluster.memory import Memory
+from ray_launcher.cluster.metrics import Metrics, exported
 from ray_launcher.cluster.nodes import Node, fitting
 from ray_launcher.cluster.owed import Owed
 from ray_launcher.cluster.placing import Placer, PlacingError
@@ -28,6 +30,7 @@ from ray_launcher.cluster.registry import Registry
 from ray_launcher.cluster.restored import Restored
 from ray_launcher.cluster.roster import Proc, Roster
 from ray_launcher.cluster.team import alone
+from ray_launcher.cluster.usage import supervisors_of
 from ray_launcher.cluster.wire import Exit, Launch, Note, Request, SessionInfo, Started, token_of
 from ray_launcher.desk import LaunchKey, Message
 from ray_launcher.exits import ExitReport
@@ -45,7 +48,7 @@ class ClusterSpawner(Queries):
     def __init__(
         self, session: SessionInfo, runtime_env: dict[str, Any], begun: tuple[Node, str] | None = None
     ) -> None:
-        self._events = Events()
+        self._events, self._log_event = Events(), event_log(session.name)
         self._roster = Roster(self._tell)
         self._unsettled: dict[str, tuple[Link, int]] = {}  # by token: a report that is kept, and its number
         self._awaited: dict[str, LaunchKey] = {}  # by proc_id: a launch asked for again that may be found yet
@@ -57,6 +60,7 @@ class ClusterSpawner(Queries):
         self._owner = owner
         self._links = Links(owner, self._news, registry.agents() if again else {})
         self._memory = Memory(registry, session, again, lambda key: self._over(key[0], [key[1]]), self._remove_logs)
+        self._metrics = Metrics(session.name, self._roster.living.values, lambda: supervisors_of(self._links), exported)
         found = self._memory.found()
         claims = {launcher: {message.number for message in messages} for launcher, messages in found.items()}
         self._restored = Restored(
@@ -194,6 +198,7 @@ class ClusterSpawner(Queries):
         self, proc: Proc, key: LaunchKey, placement: Placement, message: Message, member: Member | None
     ) -> None:
         proc.sought = True
+        self._metrics.sought(proc)
         if member is not None:
             member = member._replace(attempt=self._gangs.attempt(key))
         try:
@@ -282,6 +287,7 @@ class ClusterSpawner(Queries):
                 self._request(proc, None)
         await self._links.end(grace)
         await self._memory.close()
+        await self._metrics.close()
         with contextlib.suppress(Exception):
             await self._leases.end()
             await asyncio.get_running_loop().run_in_executor(None, Registry(self._owner.session.name).clear)
@@ -308,6 +314,7 @@ class ClusterSpawner(Queries):
     def restart(self, proc: Proc, key: LaunchKey, attempt: int) -> Proc:
         """See `gangs.Host`."""
         self._settle(proc.token)
+        self._metrics.restarted()
         return self._roster.again(proc, token_of(key, attempt))
 
     def discard(self, proc: Proc) -> None:
@@ -368,7 +375,9 @@ class ClusterSpawner(Queries):
             return
         if news.sequence:
             self._unsettled[news.token] = link, news.sequence
-        proc.finish(news.report, link.ours(news.when))
+        when = link.ours(news.when)
+        self._metrics.heard_of_end(when)
+        proc.finish(news.report, when)
 
     def _find(self, link: Link, news: Started | Exit) -> Proc | None:
         """The proc of an agent's news that this spawner, having been restarted, has not heard of; None: no longer."""
@@ -393,7 +402,10 @@ class ClusterSpawner(Queries):
         state = proc.state
         if state != proc.told:
             proc.told = state
-            self._events.add(happening(proc))
+            event = happening(proc)
+            self._events.add(event)
+            self._log_event(event)
+            self._metrics.changed(proc)
 
     def _stop(self, proc: Proc, timeout: float | None) -> None:
         """Its user wants that."""

@@ -140,18 +140,12 @@ class Kinship:
         if newest and newest == self._newest:
             return
         self._newest = newest
-        table = proctable.snapshot()
-        below: dict[int, list[Stat]] = {}
-        for stat in table.values():
-            below.setdefault(stat.ppid, []).append(stat)
         sampled: dict[tuple[int, int], Proc] = {}
-        for child in below.get(os.getpid(), ()):
-            proc = self.leaders.get(child.pid) or self.owner(child)
+        for family in proctable.families(proctable.snapshot(), os.getpid()):
+            proc = self.leaders.get(family[0].pid) or self.owner(family[0])
             if proc is not None:
-                family = [child]
-                for member in family:  # grows while it is walked
+                for member in family:
                     sampled[member.key] = proc
-                    family.extend(below.get(member.pid, ()))
         self._sampled = sampled
 
 

@@ -8,6 +8,13 @@ import signal
 
 from ray_launcher.node import reserve
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from typing import TypeVar
+
+    _Stat = TypeVar("_Stat", bound="Stat")
+
 COOKIE = b"RAY_LAUNCHER_ID="
 
 
@@ -80,8 +87,25 @@ def tree(pid: int) -> list[Stat]:
 
 def snapshot() -> dict[int, Stat]:
     """Every process on the machine that this user can see."""
-    pids = (int(name) for name in _names("/proc") if name.isdigit())
-    return {pid: found for pid in pids if (found := stat(pid)) is not None}
+    return snapshot_as(Stat)
+
+
+def snapshot_as(read: Callable[[int, bytes], _Stat]) -> dict[int, _Stat]:
+    """The same, each read as such: pid, and its line of /proc."""
+    lines = ((int(name), _read(f"/proc/{name}/stat")) for name in _names("/proc") if name.isdigit())
+    return {pid: read(pid, line) for pid, line in lines if line}
+
+
+def families(table: Mapping[int, _Stat], root: int) -> Iterator[list[_Stat]]:
+    """Of each child of `root` in a snapshot: the child, and all below it."""
+    below: dict[int, list[_Stat]] = {}
+    for stat in table.values():
+        below.setdefault(stat.ppid, []).append(stat)
+    for child in below.get(root, ()):
+        family = [child]
+        for member in family:  # grows while it is walked
+            family.extend(below.get(member.pid, ()))
+        yield family
 
 
 class HalfwayError(Exception):

@@ -52,6 +52,16 @@ def _copy(name: str, **replaced: Any) -> Any:
     return module
 
 
+class _NoMetrics:
+    """Nothing is exported."""
+
+    def __init__(self, *_: object) -> None:
+        self.sought = self.changed = self.heard_of_end = self.restarted = lambda *_: None
+
+    async def close(self) -> None:
+        pass
+
+
 class World:
     """Two nodes, a session, its launcher; what procs there have been, and what became of them."""
 
@@ -217,6 +227,7 @@ class World:
             Links=links.Links,
             Owner=link.Owner,
             Leases=leases.Leases,
+            Metrics=_NoMetrics,
         )
         self._mail_module = _copy("ray_launcher.mail", run_soon=self._run_soon)
 
