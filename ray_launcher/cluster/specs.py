@@ -46,6 +46,7 @@ class Specs:
             tail_lines=opts.tail_lines,
             note=message.note,
             limits=limits_of(opts),
+            log_limit=opts.log_limit or 0,
         )
 
     def log(self, proc_id: str, token: str, stream: str) -> bytes:

@@ -19,6 +19,7 @@ class Spec:
     inherit: False starts from nothing instead of the base.
     stdout, stderr: files to create and append to; b"" discards.  tail_lines: how much of stderr to report.
     note: the agent's own, told to the agent that comes after it.  limits: what it is bound and held to.
+    log_limit: bytes that are kept of each of those files; 0 for all.
     """
 
     __slots__ = (
@@ -27,6 +28,7 @@ class Spec:
         "environ",
         "inherit",
         "limits",
+        "log_limit",
         "note",
         "program",
         "stderr",
@@ -51,20 +53,22 @@ class Spec:
         tail_lines: int = 100,
         note: bytes = b"",
         limits: Limits | None = None,
+        log_limit: int = 0,
     ) -> None:
         self.token, self.program, self.argv, self.cwd = token, program, argv, cwd
         self.environ, self.unset, self.inherit = environ or [], unset or [], inherit
         self.stdout, self.stderr, self.tail_lines, self.note = stdout, stderr, tail_lines, note
-        self.limits = limits
+        self.limits, self.log_limit = limits, log_limit
 
     def fields(self) -> list[bytes]:
         """The fields of this launch's frame, behind the verb."""
-        counts = b"%d %d %d %d %d" % (
+        counts = b"%d %d %d %d %d %d" % (
             len(self.argv),
             len(self.environ),
             len(self.unset),
             self.inherit,
             self.tail_lines,
+            self.log_limit,
         )
         limits = b"" if self.limits is None else self.limits.field()
         fixed = [self.token, self.note, self.program, self.cwd, self.stdout, self.stderr, limits, counts]
@@ -75,12 +79,15 @@ class Spec:
         """Read what `fields` wrote. Raises `ProtocolError` for anything else."""
         try:
             token, note, program, cwd, stdout, stderr, limits, counts = fields[:_FIXED]
-            n_argv, n_environ, n_unset, inherit, tail_lines = map(int, counts.split())
+            n_argv, n_environ, n_unset, inherit, tail_lines, log_limit = map(int, counts.split())
         except ValueError as error:
             raise ProtocolError("a launch that lacks fields") from error
         if not 0 < len(token) <= _TOKEN_BYTES:
             raise ProtocolError("a launch without a usable token")
-        if min(n_argv - 1, n_environ, n_unset, tail_lines) < 0 or len(fields) != _FIXED + n_argv + n_environ + n_unset:
+        if (
+            min(n_argv - 1, n_environ, n_unset, tail_lines, log_limit) < 0
+            or len(fields) != _FIXED + n_argv + n_environ + n_unset
+        ):
             raise ProtocolError("a launch whose counts do not add up")
         environ = fields[_FIXED + n_argv : _FIXED + n_argv + n_environ]
         if not all(b"=" in item for item in environ):
@@ -98,6 +105,7 @@ class Spec:
             tail_lines=tail_lines,
             note=note,
             limits=Limits.parse(limits) if limits else None,
+            log_limit=log_limit,
         )
 
     def environment(self, base: dict[bytes, bytes]) -> dict[bytes, bytes]:

@@ -249,6 +249,7 @@ class Rig:
         tail_lines: int = 100,
         stdio: bool = True,
         limits: Limits | None = None,
+        log_limit: int = 0,
     ) -> bytes:
         """Send a launch; returns its token."""
         token = b"t%d" % next(_numbers) if token is None else token
@@ -266,6 +267,7 @@ class Rig:
             stderr=os.fsencode(self.log(token, "err")) if stdio else b"",
             tail_lines=tail_lines,
             limits=limits,
+            log_limit=log_limit,
         )
         self.wire.send(b"launch", *spec.fields())
         return token
@@ -277,10 +279,11 @@ class Rig:
         token: bytes | None = None,
         tail_lines: int = 100,
         limits: Limits | None = None,
+        log_limit: int = 0,
     ) -> bytes:
         """Launch a shell script; its $0 is the marker."""
         command = ("/bin/sh", "-c", script, self.marker, *args)
-        return self.launch(*command, token=token, tail_lines=tail_lines, limits=limits)
+        return self.launch(*command, token=token, tail_lines=tail_lines, limits=limits, log_limit=log_limit)
 
     def python(
         self,
@@ -289,10 +292,12 @@ class Rig:
         token: bytes | None = None,
         tail_lines: int = 100,
         limits: Limits | None = None,
+        log_limit: int = 0,
     ) -> bytes:
         """Launch a Python script; its last argument is the marker."""
         arguments = ("-I", "-S", "-c", script, *args, self.marker)
-        return self.launch(sys.executable, *arguments, token=token, tail_lines=tail_lines, limits=limits)
+        more = {"tail_lines": tail_lines, "limits": limits, "log_limit": log_limit}
+        return self.launch(sys.executable, *arguments, token=token, **more)  # type: ignore[arg-type]  # each its own
 
     def exit(self, token: bytes, deadline: float = DEADLINE) -> Exit:
         return self.wire.exit(token, deadline)
