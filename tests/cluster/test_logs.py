@@ -13,7 +13,7 @@ import pytest
 from ray_rig import DEADLINE, Nodes, ended, living, python, shell
 
 from ray_launcher import LaunchOptions, LogChunk, Placement, ProcLauncherError, RayProcLauncher, UnknownProcError
-from ray_launcher.cluster.follow import tail_offset
+from ray_launcher.cluster.logfiles import tail_offset
 from ray_launcher.logs import lines_of
 
 NOWHERE = Placement(label_selector={"zone": "nowhere"})
