@@ -161,9 +161,10 @@ class Agent:
         tails = {name: 0 if lines is None else tail_offset(path, lines) for name, path in paths.items()}
         return {name: max(tails[name], since_offset(path, since) if since else 0) for name, path in paths.items()}
 
-    async def remove_logs(self, proc_id: str, token: str) -> None:
-        """Of a launch that has ended."""
-        self._specs.remove_logs(proc_id, token)
+    async def remove_logs(self, launches: list[tuple[str, str]]) -> None:
+        """Of launches that have ended: (proc_id, token) of each."""
+        for proc_id, token in launches:
+            self._specs.remove_logs(proc_id, token)
 
     async def open_port(self, name: str) -> int:
         """A port of this node that nobody else gets until the launch that is granted `name` comes here."""

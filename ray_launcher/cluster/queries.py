@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
+
+from ray.exceptions import RayError
 
 from ray_launcher.cluster.events import Events, Happening
 from ray_launcher.cluster.gangs import Gangs
@@ -142,20 +145,29 @@ class Queries(ProcSpawner):
 
     async def remove(self, launcher: str, number: int, proc_ids: Sequence[str]) -> list[str]:
         """Forget procs that have ended, and remove their logs; the answer is those that run, or are not known."""
-        left = []
+        left, removed = [], []
         for proc_id in proc_ids:
             found = await self._look_up(launcher, number, proc_id)
             if not isinstance(found, Past) or await self._history.remove(proc_id) is None:
                 left.append(proc_id)
-                continue
-            info = found.info
-            first = info.restarts - len(info.attempts)
-            where = [*(attempt.node_id for attempt in info.attempts), info.node_id]
-            for attempt, node_id in enumerate(where, first):
-                agent = await self._links.agent_on(node_id)
-                if agent is not None:
-                    await agent.remove_logs.remote(proc_id, token_of(found.key, attempt))
+            else:
+                removed.append(found)
+        await self._remove_logs(removed, self._links.agent_on)
         return left
+
+    async def _remove_logs(self, pasts: Sequence[Past], agent_of: Callable[[str | None], Awaitable[Any]]) -> None:
+        """Those of all attempts that are known, a call for each node; agent_of(node_id): None where there is none."""
+        by_node: dict[str | None, list[tuple[str, str]]] = {}
+        for past in pasts:
+            info = past.info
+            where = [*(attempt.node_id for attempt in info.attempts), info.node_id]
+            for attempt, node_id in enumerate(where, info.restarts - len(info.attempts)):
+                by_node.setdefault(node_id, []).append((info.proc_id, token_of(past.key, attempt)))
+        for node_id, logs in by_node.items():
+            agent = await agent_of(node_id)
+            if agent is not None:
+                with contextlib.suppress(RayError):  # the node is being lost, with them
+                    await agent.remove_logs.remote(logs)
 
     async def gang_cause(self, launcher: str, number: int, uid: str) -> int | None:
         """The rank that failed first, of a gang that is over."""

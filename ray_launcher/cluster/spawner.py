@@ -59,7 +59,7 @@ class ClusterSpawner(Queries):
         self._owner = owner
         self._links = Links(owner, self._news, registry.agents() if again else {})
         self._docket = Docket(registry, again) if session.detached else None
-        self._history = History(registry, session.history, self._on_kept, again)
+        self._history = History(registry, session.history, self._on_kept, self._on_forgotten, again)
         found = {} if self._docket is None else self._docket.found()
         claims = {launcher: {message.number for message in messages} for launcher, messages in found.items()}
         self._restored = Restored(
@@ -170,6 +170,12 @@ class ClusterSpawner(Queries):
             for past in pasts:
                 self._over(past.key[0], [past.key[1]])
             await self._drop([past.key for past in pasts])
+
+    def _on_forgotten(self, pasts: Sequence[Past]) -> None:
+        if pasts:
+            removing = asyncio.ensure_future(self._remove_logs(pasts, self._links.agent_there))
+            self._going.add(removing)
+            removing.add_done_callback(self._going.discard)
 
     async def _drop(self, keys: Sequence[LaunchKey]) -> None:
         if self._docket is not None:

@@ -11,6 +11,7 @@ from ray_launcher.cluster.accelerators import masks
 from ray_launcher.cluster.environment import Environ, additions, base_environ, removals
 from ray_launcher.cluster.limits import limits_of
 from ray_launcher.cluster.wire import ENDS, Grant, Launch, log_name
+from ray_launcher.node import marks
 from ray_launcher.node.spec import Spec
 from ray_launcher.options import LaunchOptions
 
@@ -56,8 +57,10 @@ class Specs:
     def remove_logs(self, proc_id: str, token: str) -> None:
         """Of a launch that has ended."""
         for stream in ENDS:
-            with contextlib.suppress(OSError):
-                Path(os.fsdecode(self.log(proc_id, token, stream))).unlink()
+            log = self.log(proc_id, token, stream)
+            for path in (log, marks.path_of(log)):
+                with contextlib.suppress(OSError):
+                    Path(os.fsdecode(path)).unlink()
 
     def cookie(self, token: str) -> str:
         """A launch's, in the environment of its processes."""
