@@ -101,7 +101,11 @@ class Queries(ProcSpawner):
         """The living one of that name, else the last that has ended, if it is remembered."""
         await self.in_turn(launcher, number)
         await self._restored.until(lambda: proc_id in self._roster.living)
-        return self._roster.living.get(proc_id) or self._history.find(proc_id)
+        found = self._roster.living.get(proc_id) or self._history.find(proc_id)
+        if found is None and self._owner.generation:  # another launcher may not have asked for it again yet
+            await self._restored.decided_all()
+            found = self._roster.living.get(proc_id) or self._history.find(proc_id)
+        return found
 
     async def infos(self, launcher: str, number: int) -> list[ProcInfo]:
         """What is known of every proc, those that ended lately included."""

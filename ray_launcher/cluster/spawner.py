@@ -130,6 +130,7 @@ class ClusterSpawner(Queries):
         refusal = self._refusal(proc_id)
         if not refusal:
             return None
+        self._restored.decided(key)
         await self._drop([key])
         return _failed(refusal)
 
