@@ -137,8 +137,10 @@ class View(ActorProcLauncher):
         wanted = _wanted((stream,), follow, tail, since, timestamps)
         self._check_open()
         location = self._ask("locate", proc_id, follow)
-        if not follow or proc_id not in self._open:  # else it is known, but may wait for a node for long
+        if not follow:
             self._check_known(proc_id, location)
+        elif proc_id not in self._open:  # it may wait for a node for long
+            self._check_known(proc_id, self._ask("locate", proc_id, False))
         return lines_of(self._streams({proc_id: location}, wanted), None if follow else tail)
 
     def value(self, proc_id: str) -> Any:
