@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 import ray_launcher
+from ray_launcher.cli.logs import logs
 from ray_launcher.cli.outcome import LAUNCHER_ERROR
 from ray_launcher.cli.ps import inspect, ps
 from ray_launcher.cli.run import run
@@ -40,7 +41,7 @@ def cli() -> None:
     """Start programs on the nodes of a Ray cluster, and learn how each one ended."""
 
 
-for _verb in (run, ps, inspect):
+for _verb in (run, ps, inspect, logs):
     cli.add_command(_verb)
 
 

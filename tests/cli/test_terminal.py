@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_rig import COMMAND, DEADLINE
-from node_rig import until
+from cli_rig import COMMAND
+from terminal import Terminal
 
 import ray_launcher
 
@@ -29,37 +28,6 @@ print("READY", flush=True)
 while True:
     time.sleep(9999)
 """
-
-
-class Terminal:
-    """A shell in a terminal of its own."""
-
-    def __init__(self, directory: Path, env: Mapping[str, str]) -> None:
-        self.address = env["RAY_ADDRESS"].rpartition(":")[0]
-        self._tmux = ["tmux", "-S", str(directory / "tmux"), "-f", "/dev/null"]
-        shell = ["new-session", "-d", "-x", "200", "-y", "50", "-c", str(directory), "sh"]
-        subprocess.run([*self._tmux, *shell], env={**env, "TERM": "xterm", "PS1": ""}, check=True)
-        # Neither a prompt nor what is typed: only what is written shows.
-        self.keys("PS1=; stty -echo; clear; echo shell", "Enter")
-        until(lambda: self.lines() == ["shell"], "a shell", DEADLINE)
-
-    def keys(self, *keys: str) -> None:
-        subprocess.run([*self._tmux, "send-keys", *keys], check=True)
-
-    def lines(self) -> list[str]:
-        shown = subprocess.run([*self._tmux, "capture-pane", "-p"], check=True, capture_output=True, text=True)
-        return [line.strip() for line in shown.stdout.splitlines() if line]
-
-    def sees(self, line: str) -> None:
-        def seen() -> bool:
-            lines = self.lines()
-            assert line in lines or not any(each.startswith("code=") for each in lines), lines
-            return line in lines
-
-        until(seen, f"{line!r} on the screen", DEADLINE)
-
-    def close(self) -> None:
-        subprocess.run([*self._tmux, "kill-server"], check=True)
 
 
 @pytest.fixture
