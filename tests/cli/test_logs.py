@@ -74,7 +74,9 @@ class Following:
         self.out = self.process.stdout
 
     def line(self) -> str:
-        return self.out.readline().decode()
+        line = self.out.readline().decode()
+        assert line, f"it has ended: {self.ended()}"
+        return line
 
     def ended(self) -> tuple[int, str, str]:
         out, err = self.process.communicate(timeout=DEADLINE)
