@@ -19,7 +19,7 @@ from ray_launcher.cluster.events import Events, happening
 from ray_launcher.cluster.gangs import Gangs
 from ray_launcher.cluster.history import History, Past
 from ray_launcher.cluster.leases import Leases
-from ray_launcher.cluster.link import NEVER_STARTED, Link, Owner
+from ray_launcher.cluster.link import LAST_ANSWERS, NEVER_STARTED, Link, Owner
 from ray_launcher.cluster.links import Links
 from ray_launcher.cluster.nodes import Node, fitting
 from ray_launcher.cluster.owed import Owed
@@ -73,6 +73,7 @@ class ClusterSpawner(Queries):
         self._leases = Leases(session.name, again)
         self._readiness = Readiness()
         self._going: set[asyncio.Future[None]] = set()
+        self._removing: set[asyncio.Future[None]] = set()  # logs
         self._sorting = asyncio.ensure_future(self._sort_out())
         self._placer = Placer(self._links, self._leases, self._holders)
         self._gangs = Gangs(self._placer, registry, self, again)
@@ -173,10 +174,10 @@ class ClusterSpawner(Queries):
             await self._drop([past.key for past in pasts])
 
     def _on_forgotten(self, pasts: Sequence[Past]) -> None:
-        if pasts:
+        if pasts and not self._ending:
             removing = asyncio.ensure_future(self._remove_logs(pasts, self._links.agent_there))
-            self._going.add(removing)
-            removing.add_done_callback(self._going.discard)
+            self._removing.add(removing)
+            removing.add_done_callback(self._removing.discard)
 
     async def _drop(self, keys: Sequence[LaunchKey]) -> None:
         if self._docket is not None:
@@ -311,6 +312,8 @@ class ClusterSpawner(Queries):
         for proc in list(self._roster.living.values()):
             if proc.link is None:
                 self._request(proc, None)
+        if self._removing:  # Ray would report calls that are pending when their agent is killed
+            await asyncio.wait(self._removing, timeout=LAST_ANSWERS)
         await self._links.end(grace)
         await self._history.close()
         with contextlib.suppress(Exception):
