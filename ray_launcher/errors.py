@@ -6,6 +6,7 @@
         ├── TerminateError      a terminate could not be requested
         ├── KillError           a kill could not be requested
         ├── DecodeError         what a spawner returned is not an exit report
+        ├── LogsLostError       what a proc wrote cannot be read: its node is lost
         ├── NotReadyError       a proc has ended before it was ready
         ├── UnknownProcError    no proc of this id is known here
         └── UnknownSessionError no session of this name is there
@@ -22,6 +23,7 @@ __all__ = [
     "DecodeError",
     "KillError",
     "LaunchError",
+    "LogsLostError",
     "ProcLauncherError",
     "TerminateError",
     "UnknownProcError",
@@ -48,6 +50,10 @@ class KillError(ProcLauncherError):
 
 class DecodeError(ProcLauncherError):
     """What a spawner returned is not an exit report; the text names the first field that is wrong."""
+
+
+class LogsLostError(ProcLauncherError):
+    """What a proc wrote, or the rest of it, cannot be read: its node, which the text names, is lost."""
 
 
 class NotReadyError(ProcLauncherError):

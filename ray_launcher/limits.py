@@ -25,6 +25,7 @@ _RLIMITS = (
 _UNLIMITED = -1  # resource.RLIM_INFINITY
 _LARGEST = 2**63 - 1
 _LAST_SIGNAL = 64
+_SMALLEST_LOG = 64 << 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +101,11 @@ def umask(where: str, value: object) -> int:
 def nice(where: str, value: object) -> int:
     """-20 to 19."""
     return checks.within(where, value, -20, 19)
+
+
+def log_limit(where: str, value: object) -> int:
+    """Bytes, 64 KiB at the least: a line in a stderr tail may be as long."""
+    return checks.within(where, value, _SMALLEST_LOG, _LARGEST)
 
 
 def time_limit(where: str, value: object) -> float | None:

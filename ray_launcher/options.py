@@ -121,6 +121,11 @@ class LaunchOptions:
     """Rows and columns of that terminal at first, 1 to 65,535; see `Stdin.resize`."""
     tail_lines: int = 100
     """Lines of stderr to keep for the result; 0: none."""
+    log_limit: int | None = None
+    """Bytes that are kept of what it writes to stdout, and the same of stderr: the newest, at least 65,536. None: all.
+    The proc writes on and on, and is never held up; the node frees what is older about once a second, and much more
+    often where a lot is written, so there may be more for a moment. Some file systems (not ext4, XFS, Btrfs, tmpfs)
+    cannot free parts of files: there all is kept, and the agent's log says so."""
     process_name: str | None = None
     """Handed to the proc as HYPERACTOR_PROCESS_NAME."""
     bootstrap_payload: str | None = None
@@ -185,6 +190,7 @@ class LaunchOptions:
             tty: bool = False,
             tty_size: tuple[int, int] = (24, 80),
             tail_lines: int = 100,
+            log_limit: int | None = None,
             process_name: str | None = None,
             bootstrap_payload: str | None = None,
             log_channel: str | None = None,
@@ -230,6 +236,7 @@ class LaunchOptions:
             raise ValueError("LaunchOptions.ready_when.log needs the output; leave want_stdio on")
         self._check_limits()
         _store(self, "secrets", SecretMapping(_secrets("LaunchOptions.secrets", self.secrets)))
+        _store(self, "log_limit", checks.optional(limits.log_limit, "LaunchOptions.log_limit", self.log_limit))
         _store(self, "max_restarts", checks.count("LaunchOptions.max_restarts", self.max_restarts))
         _store(self, "restart_delay", check_restart_delay("LaunchOptions.restart_delay", self.restart_delay))
 

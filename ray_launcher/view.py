@@ -5,8 +5,8 @@ from __future__ import annotations
 import pickle
 import signal
 import time
-from collections.abc import Iterable, Iterator
-from datetime import datetime, timezone
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import ray
@@ -18,7 +18,7 @@ from ray_launcher.errors import KillError, NotReadyError, ProcLauncherError, Unk
 from ray_launcher.exits import decode_exit
 from ray_launcher.info import ProcEvent, ProcInfo
 from ray_launcher.launcher import ActorProcLauncher, LaunchResult
-from ray_launcher.logs import LogChunk, LogStreams, lines_of
+from ray_launcher.logs import LogChunk, LogStreams, Wanted, lines_of
 from ray_launcher.options import check_proc_id, check_timeout
 from ray_launcher.port import ExitPort, gone_because
 from ray_launcher.stdin import Stdin
@@ -125,25 +125,34 @@ class View(ActorProcLauncher):
         proc_id, signum = check_proc_id(proc_id), _check_signal(signum)
         self._call("signal", proc_id, KillError, signum)
 
-    def logs(
-        self, proc_id: str, stream: str = "stdout", follow: bool = False, tail: int | None = None
+    def logs(  # one argument per choice
+        self,
+        proc_id: str,
+        stream: str = "stdout",
+        follow: bool = False,
+        tail: int | None = None,
+        *,
+        since: datetime | timedelta | None = None,
+        timestamps: bool = False,
     ) -> Iterator[str]:
         """The lines that a proc has written to `stream` ("stdout" or "stderr"), without their newlines.
 
-        follow: go on until the proc has ended.  tail: start with the last so many lines. Raises `UnknownProcError`
-        for an id that was never launched, or so long ago that it is forgotten; ValueError for another stream;
-        `ProcLauncherError` when the spawner is gone.
+        follow: go on until the proc has ended.  tail: start with the last so many lines.  since: leave out what is
+        older: a time with its zone, or how long ago.  timestamps: each line behind the time when it was written, good
+        to a second, as in 2026-11-25T20:17:20.123Z; ISO 8601, UTC, by the clock of its node. Raises `UnknownProcError`
+        for an id that was never launched, or so long ago that it is forgotten; TypeError and ValueError;
+        `ProcLauncherError` when the spawner is gone. The iterator raises `LogsLostError` at its end where the node of
+        the proc is lost, and with it what has not been read.
         """
         proc_id = check_proc_id(proc_id)
-        if stream not in ("stdout", "stderr"):
-            raise ValueError(f'stream must be "stdout" or "stderr", not {stream!r}')
-        _check_tail(tail)
+        wanted = _wanted((stream,), follow, tail, since, timestamps)
         self._check_open()
         location = self._ask("locate", proc_id, follow)
-        if not follow or proc_id not in self._open:  # else it is known, but may wait for a node for long
+        if not follow:
             self._check_known(proc_id, location)
-        streams = self._streams({proc_id: location}, (stream,), follow, tail)
-        return lines_of(streams, None if follow else tail)
+        elif proc_id not in self._open:  # it may wait for a node for long
+            self._check_known(proc_id, self._ask("locate", proc_id, False))
+        return lines_of(self._streams({proc_id: location}, wanted), None if follow else tail)
 
     def stdin(self, proc_id: str) -> Stdin:
         """The way into a proc that was launched with `want_stdin` or `tty`, whoever did; of its attempt that runs.
@@ -164,29 +173,40 @@ class View(ActorProcLauncher):
         self._check_open()
         location = self._ask("locate", proc_id, False)
         self._check_known(proc_id, location)
-        pickled = b"".join(chunk.data for chunk in self._streams({proc_id: location}, ("value",), False, None))
+        pickled = b"".join(chunk.data for chunk in self._streams({proc_id: location}, Wanted(("value",))))
         if not pickled:
             raise ProcLauncherError(f"proc {proc_id!r} has left no value")
         return pickle.loads(pickled)  # noqa: S301  # our own proc's
 
-    def follow(self, proc_ids: Iterable[str], *, tail: int | None = None) -> Iterator[LogChunk]:
-        """What procs write to both streams, as it comes and as bytes, until all of them have ended and all is read.
+    def output(  # one argument per choice
+        self,
+        proc_ids: Iterable[str],
+        streams: Sequence[str] = ("stdout", "stderr"),
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since: datetime | timedelta | None = None,
+        timestamps: bool = False,
+    ) -> Iterator[LogChunk]:
+        """What procs have written to these streams, as bytes, each stream in its order; unknown procs: nothing.
 
-        tail: start with the last so many lines of each stream. One thread and a few calls per node serve any number of
-        procs. Raises ValueError.
+        The arguments are those of `logs`; `tail` counts for each stream. One thread and a few calls per node serve any
+        number of procs. What cannot be read of one is told in a chunk of its own, see `LogChunk`.
         """
-        _check_tail(tail)
+        wanted = _wanted(tuple(streams), follow, tail, since, timestamps)
         self._check_open()
-        locations = {proc_id: self._ask("locate", proc_id, True) for proc_id in proc_ids}
-        return iter(self._streams(locations, ("stdout", "stderr"), True, tail))
+        locations = {proc_id: self._ask("locate", check_proc_id(proc_id), follow) for proc_id in proc_ids}
+        return iter(self._streams(locations, wanted))
 
-    def _streams(
-        self, locations: dict[str, ObjectRef[Any]], streams: tuple[str, ...], follow: bool, tail: int | None
-    ) -> LogStreams:
-        def again(proc_id: str, attempt: int) -> ObjectRef[Any]:
-            return self._ask("locate", proc_id, True, attempt)
+    def follow(self, proc_ids: Iterable[str], *, tail: int | None = None) -> Iterator[LogChunk]:
+        """What procs write to both streams, as it comes, until all have ended and all is read: see `output`."""
+        return self.output(proc_ids, follow=True, tail=tail)
 
-        return LogStreams(self.session, locations, again, streams, self._connected, follow=follow, tail=tail)
+    def _streams(self, locations: dict[str, ObjectRef[Any]], wanted: Wanted) -> LogStreams:
+        def again(proc_id: str, attempt: int, silent: bool) -> ObjectRef[Any]:
+            return self._ask("locate", proc_id, wanted.follow, attempt, silent)
+
+        return LogStreams(self.session, locations, again, self._connected, wanted)
 
     def _answer(self, method: str, *args: object) -> Any:
         self._check_open()
@@ -228,6 +248,25 @@ def _check_signal(signum: object) -> int:
     return int(signum)
 
 
-def _check_tail(tail: object) -> None:
+def _wanted(
+    streams: tuple[str, ...], follow: bool, tail: object, since: datetime | timedelta | None, timestamps: bool
+) -> Wanted:
+    for stream in streams:
+        if stream not in ("stdout", "stderr"):
+            raise ValueError(f'stream must be "stdout" or "stderr", not {stream!r}')
     if tail is not None and (isinstance(tail, bool) or not isinstance(tail, int) or tail < 0):
         raise ValueError(f"tail must be None or a number of lines >= 0, not {tail!r}")
+    return Wanted(streams, follow, tail, _when(since), timestamps)
+
+
+def _when(since: object) -> float | None:
+    """By `time.time`."""
+    if since is None:
+        return None
+    if isinstance(since, timedelta):
+        return time.time() - since.total_seconds()
+    if not isinstance(since, datetime):
+        raise TypeError(f"since must be a datetime, a timedelta or None, not {type(since).__name__}")
+    if since.tzinfo is None:
+        raise ValueError("since must have a time zone: write datetime.now(timezone.utc), or since.astimezone()")
+    return since.timestamp()

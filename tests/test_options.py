@@ -78,6 +78,7 @@ def full_options() -> LaunchOptions:
         tty=True,
         tty_size=(50, 132),
         tail_lines=7,
+        log_limit=1 << 20,
         process_name="p",
         bootstrap_payload=SECRET,
         log_channel="tcp:1",
@@ -121,6 +122,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "tty": False,
         "tty_size": (24, 80),
         "tail_lines": 100,
+        "log_limit": None,
         "process_name": None,
         "bootstrap_payload": None,
         "log_channel": None,
@@ -417,6 +419,17 @@ def test_tail_lines_may_be_any_whole_number_and_becomes_an_exact_int(value: Any,
 @pytest.mark.parametrize("value", [True, 1.0, "5", None, np.bool_(True), np.array([1, 2])], ids=kind_of)
 def test_tail_lines_is_no_other_type(value: object) -> None:
     refused(TypeError, "LaunchOptions.tail_lines must be an int", tail_lines=value)
+
+
+@pytest.mark.parametrize("value", [65_535, 0, -1, 1 << 63])
+def test_a_log_limit_that_no_line_of_a_tail_would_fit_into_is_refused(value: int) -> None:
+    refused(ValueError, "LaunchOptions.log_limit is out of range; write a number from 65536", log_limit=value)
+
+
+def test_a_log_limit_is_a_whole_number_of_bytes_or_none() -> None:
+    assert options(log_limit=65_536).log_limit == 65_536
+    refused(TypeError, "LaunchOptions.log_limit must be an int", log_limit="64Ki")
+    refused(TypeError, "LaunchOptions.log_limit must be an int", log_limit=True)
 
 
 def test_tail_lines_is_not_negative() -> None:

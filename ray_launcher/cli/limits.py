@@ -14,6 +14,8 @@ from ray_launcher import ProcBind
 from ray_launcher.cli.options import together
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
+_BYTES = {"": 1, **{unit: 1000**power for power, unit in enumerate("KMGT", 1)}}
+_BYTES |= {f"{unit}i": 1024**power for power, unit in enumerate("KMGT", 1)}
 _BINDINGS = ("cpus", "physcpubind", "cpunodebind", "membind")
 
 
@@ -35,6 +37,15 @@ def duration(value: str) -> float:
     if not 0 < seconds < math.inf:
         raise click.BadParameter(f"{value!r} is not a time; write seconds above 0, as 90, or 30m, or 1.5h")
     return seconds
+
+
+def size(value: str) -> int:
+    """``5000``, ``500M``, ``16Gi``, ``1.5GB``: bytes."""
+    found = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)([KMGT]i?|)B?", value)
+    if found is None:
+        raise click.BadParameter(f"{value!r} is no size; write bytes, or as in 500M (1000s) or 16Gi (1024s)")
+    number, unit = found[1], _BYTES[found[2]]
+    return int(number) * unit if number.isdecimal() else int(float(number) * unit)
 
 
 def _signal_at(value: str) -> tuple[int, float]:
@@ -114,6 +125,13 @@ limit_options = together(
         metavar="SIG@TIME",
         help="Send SIG to PROGRAM's own process so long before the time limit, as in USR1@60.",
     ),
+    click.option(
+        "--log-limit",
+        type=size,
+        metavar="SIZE",
+        help="Keep so much of what each proc writes to stdout, and the same of stderr: the newest. 64Ki or more."
+        "  [default: all]",
+    ),
 )
 
 
@@ -130,6 +148,7 @@ def limit_fields(limits: Mapping[str, Any], grace: float) -> dict[str, Any]:
         "time_limit": limits["time_limit"],
         "time_limit_grace": grace,
         "pre_kill_signal": limits["pre_kill_signal"],
+        "log_limit": limits["log_limit"],
     }
 
 

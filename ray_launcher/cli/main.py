@@ -16,6 +16,7 @@ from ray_launcher.cli.completion import completion
 from ray_launcher.cli.doctor import doctor
 from ray_launcher.cli.ends import kill, rm, stop, wait
 from ray_launcher.cli.exec import exec_
+from ray_launcher.cli.logs import logs
 from ray_launcher.cli.nodes import nodes
 from ray_launcher.cli.outcome import LAUNCHER_ERROR
 from ray_launcher.cli.overview import down, events, sessions
@@ -48,7 +49,7 @@ def cli() -> None:
 
 
 for _verb in (
-    *(run, exec_, attach, ps, inspect, wait, stop, kill, rm, sessions, events, down),
+    *(run, exec_, attach, ps, inspect, logs, wait, stop, kill, rm, sessions, events, down),
     *(top, nodes, doctor, reap, completion),
 ):
     cli.add_command(_verb)

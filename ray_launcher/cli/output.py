@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import shutil
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Protocol
+
+from ray_launcher import LogChunk
+from ray_launcher.cli.outcome import BY_SIGNAL, LAUNCHER_ERROR
 
 STDOUT, STDERR = 1, 2
 #: Bytes of one line after which it is broken, lest a program that writes no newline fills our memory.
@@ -26,8 +32,11 @@ class OutputAbandonedError(Exception):
 class View(Protocol):
     """What becomes of the output of procs."""
 
-    def show(self, rank: int, fd: int, data: bytes) -> None:
-        """Bytes that proc `rank` wrote to its `fd`, 1 or 2."""
+    def show(self, rank: int, fd: int, data: bytes, time: datetime | None = None) -> None:
+        """Bytes that proc `rank` wrote to its `fd`, 1 or 2. time: when, if that is known."""
+
+    def cut(self, rank: int, fd: int) -> None:
+        """What comes next does not go on with the line that has begun."""
 
     def finish(self) -> None:
         """There is no more."""
@@ -122,41 +131,103 @@ class Plain:
 
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
+        self._begun: set[int] = set()  # descriptors whose last line has no end yet
 
-    def show(self, rank: int, fd: int, data: bytes) -> None:  # noqa: ARG002  # there is one
+    def show(self, rank: int, fd: int, data: bytes, time: datetime | None = None) -> None:  # noqa: ARG002  # there is one
         """See `View.show`."""
         self._screen.write(fd, data)
+        if data:
+            (self._begun.discard if data.endswith(b"\n") else self._begun.add)(fd)
+
+    def cut(self, rank: int, fd: int) -> None:
+        """See `View.cut`."""
+        if fd in self._begun:
+            self.show(rank, fd, b"\n")
 
     def finish(self) -> None:
         """See `View.finish`."""
 
 
-class Prefixed:
-    """Several procs: whole lines behind `[rank] `; the last one too, whether or not it was terminated."""
+#: What becomes of whole lines: (rank, fd, time, lines), the last without its end, to all that is written.
+Frame = Callable[[int, int, "datetime | None", bytes], bytes]
 
-    def __init__(self, screen: Screen) -> None:
-        self._screen = screen
-        self._begun: dict[tuple[int, int], bytes] = {}  # lines without an end yet, by (rank, fd)
 
-    def show(self, rank: int, fd: int, data: bytes) -> None:
+def behind(prefix: Callable[[int, int, datetime | None], bytes]) -> Frame:
+    """Each line behind what `prefix(rank, fd, time)` gives."""
+
+    def frame(rank: int, fd: int, time: datetime | None, lines: bytes) -> bytes:
+        start = prefix(rank, fd, time)
+        return start + lines.replace(b"\n", b"\n" + start) + b"\n"
+
+    return frame
+
+
+class Lines:
+    """Whole lines in a frame; the last one too, whether or not it was terminated. A line has the time of its beginning.
+
+    all_to: write all to this descriptor; None: each stream to its own.
+    """
+
+    def __init__(self, screen: Screen, frame: Frame, all_to: int | None = None) -> None:
+        self._screen, self._frame, self._all_to = screen, frame, all_to
+        self._begun: dict[
+            tuple[int, int], tuple[bytes, datetime | None]
+        ] = {}  # lines without an end yet, by (rank, fd)
+
+    def show(self, rank: int, fd: int, data: bytes, time: datetime | None = None) -> None:
         """See `View.show`."""
-        lines, newline, rest = data.rpartition(b"\n")
-        begun = self._begun.pop((rank, fd), b"")
+        begun, since = self._begun.pop((rank, fd), (b"", time))
+        first, newline, rest = data.partition(b"\n")
+        framed = b""
         if newline:
-            self._write(rank, fd, begun + lines)
-            begun = b""
+            framed = self._frame(rank, fd, since, begun + first)
+            lines, newline, rest = rest.rpartition(b"\n")
+            framed += self._frame(rank, fd, time, lines) if newline else b""
+            begun, since = b"", time
+        else:
+            rest = first
         begun += rest
         if len(begun) > LONGEST_LINE:
-            self._write(rank, fd, begun)
+            framed += self._frame(rank, fd, since, begun)
         elif begun:
-            self._begun[rank, fd] = begun
+            self._begun[rank, fd] = begun, since
+        if framed:
+            self._write(fd, framed)
+
+    def cut(self, rank: int, fd: int) -> None:
+        """See `View.cut`."""
+        begun, since = self._begun.pop((rank, fd), (b"", None))
+        if begun:
+            self._write(fd, self._frame(rank, fd, since, begun))
 
     def finish(self) -> None:
         """See `View.finish`."""
-        for (rank, fd), line in sorted(self._begun.items()):
-            self._write(rank, fd, line)
-        self._begun.clear()
+        for rank, fd in sorted(self._begun):
+            self.cut(rank, fd)
 
-    def _write(self, rank: int, fd: int, lines: bytes) -> None:
-        prefix = b"[%d] " % rank
-        self._screen.write(fd, prefix + lines.replace(b"\n", b"\n" + prefix) + b"\n")
+    def _write(self, fd: int, framed: bytes) -> None:
+        self._screen.write(fd if self._all_to is None else self._all_to, framed)
+
+
+class Prefixed(Lines):
+    """Several procs: whole lines behind `[rank] `."""
+
+    def __init__(self, screen: Screen) -> None:
+        super().__init__(screen, behind(lambda rank, _fd, _time: b"[%d] " % rank))
+
+
+def code_of_closed(screen: Screen, error: OSError) -> int:
+    """The exit code where our output cannot be written: of one that ended quietly, for its reader has gone; or said."""
+    if error.errno in (errno.EPIPE, errno.EIO):  # EIO: of a terminal
+        return BY_SIGNAL + signal.SIGPIPE
+    screen.say(f"cannot write output: {error.strerror}")  # a full disk
+    return LAUNCHER_ERROR
+
+
+def words_of(chunk: LogChunk) -> Iterator[str]:
+    """What is missing there, for whoever reads."""
+    if chunk.skipped:
+        what = f"{chunk.skipped} bytes of the {chunk.stream} of {chunk.proc_id}"
+        yield f"{what} were gone, by its log limit, before they were read"
+    if chunk.lost:
+        yield chunk.lost

@@ -10,25 +10,14 @@ from typing import Any
 import click
 
 from ray_launcher import Placement
-from ray_launcher.cli.limits import duration, once
+from ray_launcher.cli.limits import duration, once, size
 from ray_launcher.cli.options import together
-
-_BYTES = {"": 1, **{unit: 1000**power for power, unit in enumerate("KMGT", 1)}}
-_BYTES |= {f"{unit}i": 1024**power for power, unit in enumerate("KMGT", 1)}
 
 
 def _quantity(value: str) -> float:
     if not re.fullmatch(r"[0-9]+\.?[0-9]*|\.[0-9]+", value):
         raise click.BadParameter(f"{value!r} is not a quantity; write a number, as 2 or 0.5")
     return int(value) if value.isdecimal() else float(value)
-
-
-def _memory(value: str) -> int:
-    found = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)([KMGT]i?|)B?", value)
-    if found is None:
-        raise click.BadParameter(f"{value!r} is no size; write bytes, or as in 500M (1000s) or 16Gi (1024s)")
-    number, unit = found[1], _BYTES[found[2]]
-    return int(number) * unit if number.isdecimal() else int(float(number) * unit)
 
 
 def _resource(value: str) -> tuple[str, float]:
@@ -68,7 +57,7 @@ resource_options = together(
     ),
     click.option(
         "--memory",
-        type=_memory,
+        type=size,
         default="0",
         metavar="SIZE",
         help="Memory that each proc holds, as Ray counts it: bytes, or as in 500M (1000s), 16Gi (1024s).",

@@ -7,7 +7,6 @@ as long as this process: the kernel ends Ray's processes with the thread that st
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import queue
 import signal
@@ -20,7 +19,17 @@ from ray_launcher import ExitPort, Failed, ProcExitResult, ProcLauncherError, Ra
 from ray_launcher.cli import outcome
 from ray_launcher.cli.connect import ConnectError, connect, leave
 from ray_launcher.cli.jobs import Job, Target
-from ray_launcher.cli.output import STDERR, STDOUT, OutputAbandonedError, Plain, Prefixed, Screen, View
+from ray_launcher.cli.output import (
+    STDERR,
+    STDOUT,
+    OutputAbandonedError,
+    Plain,
+    Prefixed,
+    Screen,
+    View,
+    code_of_closed,
+    words_of,
+)
 from ray_launcher.cli.progress import Progress
 from ray_launcher.cli.signals import deliver_to, ignore
 from ray_launcher.cli.terminal import Feed
@@ -111,7 +120,12 @@ class Run:
         ranks = {proc_id: rank for rank, proc_id in enumerate(self._ids)}
         try:
             for chunk in launcher.follow(self._ids):
-                view.show(ranks[chunk.proc_id], _FDS[chunk.stream], chunk.data)
+                rank, fd = ranks[chunk.proc_id], _FDS[chunk.stream]
+                if chunk.skipped:
+                    view.cut(rank, fd)
+                view.show(rank, fd, chunk.data)
+                for words in words_of(chunk):
+                    self._screen.say(words)
             view.finish()
         except OutputAbandonedError:
             pass
@@ -196,10 +210,7 @@ class Run:
         """End quietly, as a program that wrote there itself would; after Ctrl-C the reader has just gone first."""
         if self._ending:
             return
-        self._verdict = outcome.BY_SIGNAL + signal.SIGPIPE
-        if error.errno not in (errno.EPIPE, errno.EIO):  # a full disk, not a reader or a terminal that is gone
-            self._screen.say(f"cannot write output: {error.strerror}")
-            self._verdict = outcome.LAUNCHER_ERROR
+        self._verdict = code_of_closed(self._screen, error)
         self._screen.abandoned.set()
         self._terminate()
 

@@ -23,11 +23,12 @@ from ray_launcher.cluster.actors import find, spawner_actor
 from ray_launcher.cluster.contact import RENEWALS
 from ray_launcher.cluster.environment import raylet_environ
 from ray_launcher.cluster.feed import Feed
-from ray_launcher.cluster.follow import read_logs, tail_offset
+from ray_launcher.cluster.follow import read_logs
 from ray_launcher.cluster.inputs import Inputs, Taken
 from ray_launcher.cluster.inside import InsideError
 from ray_launcher.cluster.keeper import LOST, Keeper
 from ray_launcher.cluster.lease import return_all
+from ray_launcher.cluster.logfiles import Piece, since_offset, tail_offset
 from ray_launcher.cluster.meter import Meter, Use
 from ray_launcher.cluster.nodes import is_alive
 from ray_launcher.cluster.ports import Ports
@@ -152,18 +153,21 @@ class Agent:
                 return b""
             return self._feed.tell()
 
-    async def read(self, wants: dict[str, tuple[int, str]]) -> dict[str, tuple[bytes, bool]]:
+    async def read(self, wants: dict[str, tuple[int, str]], timed: bool) -> dict[str, Piece]:
         """New bytes of log files, see `follow.read_logs`.
 
         `wants` is {file name: (offset, token)}: while the proc of that token lives, there may come more.
         """
         await asyncio.shield(self._finding)
         offsets = {name: offset for name, (offset, _) in wants.items()}
-        return await read_logs(self._logs, offsets, lambda name: wants[name][1] in self._keeper.running)
+        running = self._keeper.running
+        return await read_logs(self._logs, offsets, lambda name: wants[name][1] in running, timed=timed)
 
-    async def tails(self, names: list[str], lines: int) -> dict[str, int]:
-        """Where the last so many lines of log files begin, by file name: an offset for `read`."""
-        return {name: tail_offset(self._logs / name, lines) for name in names}
+    async def begins(self, names: list[str], lines: int | None, since: float | None) -> dict[str, int]:
+        """Where the last so many lines of log files begin, and none from before that time: an offset for `read`."""
+        paths = {name: self._logs / name for name in names}
+        tails = {name: 0 if lines is None else tail_offset(path, lines) for name, path in paths.items()}
+        return {name: max(tails[name], since_offset(path, since) if since else 0) for name, path in paths.items()}
 
     async def put(self, token: str, writer: str, offset: int, data: bytes, last: bool) -> Taken | None:
         """Give a proc something to read, see `Inputs.put`."""
@@ -175,9 +179,10 @@ class Agent:
         await asyncio.shield(self._finding)
         self._keeper.send(b"resize", token.encode(), b"%d" % rows, b"%d" % columns)
 
-    async def remove_logs(self, proc_id: str, token: str) -> None:
-        """Of a launch that has ended."""
-        self._specs.remove_logs(proc_id, token)
+    async def remove_logs(self, launches: list[tuple[str, str]]) -> None:
+        """Of launches that have ended: (proc_id, token) of each."""
+        for proc_id, token in launches:
+            self._specs.remove_logs(proc_id, token)
 
     async def open_port(self, name: str) -> int:
         """A port of this node that nobody else gets until the launch that is granted `name` comes here."""

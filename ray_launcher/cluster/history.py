@@ -40,17 +40,25 @@ class Past:
 class History:
     """The last `bound` procs, one for each proc_id.
 
-    on_kept(pasts): awaited when a spawner that is started again will know of these, too.
+    on_kept(pasts): awaited when a spawner that is started again will know of these, too.  on_forgotten(pasts): called
+    when nobody is told of these any more.
     """
 
     def __init__(
-        self, registry: Registry, bound: int, on_kept: Callable[[Sequence[Past]], Awaitable[None]], again: bool
+        self,
+        registry: Registry,
+        bound: int,
+        on_kept: Callable[[Sequence[Past]], Awaitable[None]],
+        on_forgotten: Callable[[Sequence[Past]], None],
+        again: bool,
     ) -> None:
-        self._registry, self._bound, self._on_kept = registry, bound, on_kept
+        self._registry, self._bound = registry, bound
+        self._on_kept, self._on_forgotten = on_kept, on_forgotten
         self._pasts: OrderedDict[str, Past] = OrderedDict()  # by proc_id
         self._by_key: dict[LaunchKey, Past] = {}
         self._blocks: deque[tuple[int, list[Past]]] = deque()
         self._unkept: list[Past] = []
+        self._forgotten: list[Past] = []
         self._keeping: asyncio.Task[None] | None = None
         self._closed = False
         self._lock = asyncio.Lock()  # around what is done to blocks
@@ -112,10 +120,12 @@ class History:
         earlier = self._pasts.pop(past.info.proc_id, None)
         if earlier is not None:
             self._by_key.pop(earlier.key, None)
+            self._forgotten.append(earlier)
         self._pasts[past.info.proc_id] = self._by_key[past.key] = past
         while len(self._pasts) > self._bound:
             _, oldest = self._pasts.popitem(last=False)
             self._by_key.pop(oldest.key, None)
+            self._forgotten.append(oldest)
 
     def _leave(self, past: Past) -> None:
         self._by_key.pop(past.key, None)
@@ -130,6 +140,8 @@ class History:
                 for at in range(0, len(pasts), _BLOCK):
                     await self._keep_some(pasts[at : at + _BLOCK])
             await self._on_kept(pasts)
+            forgotten, self._forgotten = self._forgotten, []
+            self._on_forgotten(forgotten)
 
     async def _keep_some(self, pasts: list[Past]) -> None:
         if not self._blocks or len(self._blocks[-1][1]) + len(pasts) > _BLOCK:

@@ -64,6 +64,11 @@ class Links:
         node = None if link is not None or node_id is None else await self.nodes.find(node_id)
         return await self.agent_of(link if node is None or self._ending else self.to(node))
 
+    async def agent_there(self, node_id: str | None) -> Any:
+        """The agent of the node of this id, if it has one that is in contact now."""
+        link = self.by_node.get(node_id or "")
+        return None if link is None or not link.in_contact else await link.reachable()
+
     async def renew(self, name: str, clock: float) -> bool:
         """Renew the lease of the agent of this name; clock: its own. False: it has been taken for lost."""
         link = self.by_name.get(name)

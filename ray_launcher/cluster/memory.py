@@ -18,7 +18,7 @@ class Memory:
     """Of one spawner. again: an earlier one may have left some.
 
     on_over(key): called when the report of a detached session's launch need not be kept elsewhere any longer.
-    remove_logs(past): awaited for those that are to be forgotten.
+    remove_logs(pasts): awaited for those that nobody is told of any more.
     """
 
     def __init__(
@@ -27,12 +27,13 @@ class Memory:
         session: SessionInfo,
         again: bool,
         on_over: Callable[[LaunchKey], None],
-        remove_logs: Callable[[Past], Awaitable[None]],
+        remove_logs: Callable[[Sequence[Past]], Awaitable[None]],
     ) -> None:
         self._docket = Docket(registry, again) if session.detached else None
-        self.history = History(registry, session.history, self._on_kept, again)
+        self.history = History(registry, session.history, self._on_kept, self._on_forgotten, again)
         self._on_over, self._remove_logs = on_over, remove_logs
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stopped = False
         self._do(self._forget(self.history.to_forget()))
 
     @property
@@ -66,6 +67,15 @@ class Memory:
         if self._docket is not None:
             await self.history.kept()
 
+    async def stop(self, patience: float) -> None:
+        """Remove no more logs; return when none are being removed, or after so many seconds.
+
+        Ray would report calls that are pending when their agent is killed.
+        """
+        self._stopped = True
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=patience)
+
     async def close(self) -> None:
         """Nothing more is kept; return when nothing is being written."""
         await self.history.close()
@@ -82,12 +92,20 @@ class Memory:
             for past in pasts:
                 self._on_over(past.key)
             await self._docket.drop([past.key for past in pasts])
-        self._do(self._forget([past for past in pasts if past.forget]))
+        if any(past.forget for past in pasts):
+            self._do(self._forget([past for past in pasts if past.forget]))
+
+    def _on_forgotten(self, pasts: Sequence[Past]) -> None:
+        if pasts and not self._stopped:
+            self._do(self._remove(pasts))
+
+    async def _remove(self, pasts: Sequence[Past]) -> None:
+        await self._remove_logs(pasts)
 
     async def _forget(self, pasts: Sequence[Past]) -> None:
         for past in pasts:
             await self.history.remove(past)
-            await self._remove_logs(past)
+        self._on_forgotten(pasts)
 
     def _do(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from ray.exceptions import RayError
@@ -20,13 +20,16 @@ from ray_launcher.cluster.memory import Memory
 from ray_launcher.cluster.restored import Restored
 from ray_launcher.cluster.roster import Proc, Roster
 from ray_launcher.cluster.usage import usage_of
-from ray_launcher.cluster.wire import SessionInfo, Signal, token_of
+from ray_launcher.cluster.wire import Location, SessionInfo, Signal, token_of
 from ray_launcher.desk import LaunchKey
 from ray_launcher.errors import UnknownProcError
 from ray_launcher.exits import ExitReport, decode_exit
 from ray_launcher.info import Attempt, ProcInfo, ProcState
 from ray_launcher.spawner import ProcSpawner
 from ray_launcher.usage import ProcUsage
+
+#: Seconds between two looks for an agent that has not answered.
+_AGAIN = 0.2
 
 
 class Queries(ProcSpawner):
@@ -40,15 +43,22 @@ class Queries(ProcSpawner):
     _links: Links
     _gangs: Gangs
 
-    async def locate(
-        self, launcher: str, number: int, proc_id: str, wait: bool, attempt: int | None = None
-    ) -> tuple[Any, str, int | None] | None:
-        """(the agent of its node, its token, the number of a next attempt), once that agent has heard of it.
+    async def locate(  # what to look for, and how long
+        self,
+        launcher: str,
+        number: int,
+        proc_id: str,
+        wait: bool,
+        attempt: int | None = None,
+        silent: bool = False,
+    ) -> Location | None:
+        """Where a proc is, once the agent of its node has heard of it. None: unknown, or there is no such attempt.
 
-        None: unknown, or there is no such attempt. The agent is None for a proc that never came to a node, or not yet.
-        wait: for that, or its end.  attempt: which one, that may be yet to come; None: the one that is under way. The
-        number is None where no other attempt can follow.
+        wait: until it has come to a node, or has ended.  attempt: which one, that may be yet to come; None: the one
+        that is under way.  silent: who asks has found its agent silent, and asks as long as it is.
         """
+        if silent:
+            await asyncio.sleep(_AGAIN)
         proc = await self._look_up(launcher, number, proc_id)
         while isinstance(proc, Proc) and attempt is not None and proc.attempt < attempt:
             proc = await proc.after()
@@ -56,6 +66,9 @@ class Queries(ProcSpawner):
             return None
         if isinstance(proc, Past):
             return await self._locate_past(proc, attempt)
+        return await self._locate_living(proc, wait, attempt)
+
+    async def _locate_living(self, proc: Proc, wait: bool, attempt: int | None) -> Location:
         if attempt is None:
             attempt = proc.attempt - bool(proc.link is None and proc.earlier and not wait)  # it waits to be restarted
         if attempt < proc.attempt:
@@ -66,29 +79,37 @@ class Queries(ProcSpawner):
             placing.cancel()
         if proc.link is not None and not proc.end.done():
             await proc.link.all_arrived()
-        return await self._links.agent_of(proc.link), proc.token, attempt + 1 if proc.may_follow else None
+        while (agent := await self._links.agent_of(proc.link)) is None and proc.link and not proc.end.done():
+            await asyncio.wait((proc.end,), timeout=_AGAIN)  # another is being started, or the node given up
+        node = None if proc.link is None else str(proc.link.node)
+        return Location(agent, proc.token, attempt, proc.may_follow, node)
 
-    async def _locate_past(self, past: Past, attempt: int | None) -> tuple[Any, str, int | None] | None:
-        last = past.info.restarts
+    async def _locate_past(self, past: Past, attempt: int | None) -> Location | None:
+        info = past.info
+        last = info.restarts
         if attempt is not None and attempt < last:
-            return await self._locate_earlier(past.key, last, past.info.attempts, attempt)
+            return await self._locate_earlier(past.key, last, info.attempts, attempt)
         if attempt is not None and attempt > last:
             return None
-        return await self._links.agent_on(past.info.node_id), past.token, None
+        agent = await self._links.agent_on(info.node_id)
+        return Location(agent, past.token, last, False, _in_words(info))
 
-    async def _locate_earlier(
-        self, key: LaunchKey, last: int, earlier: Sequence[Attempt], attempt: int
-    ) -> tuple[Any, str, int]:
+    async def _locate_earlier(self, key: LaunchKey, last: int, earlier: Sequence[Attempt], attempt: int) -> Location:
         """Of an attempt that is over; the oldest are forgotten."""
-        known = dict(zip(range(last - len(earlier), last), earlier, strict=True))
-        agent = await self._links.agent_on(known[attempt].node_id) if attempt in known else None
-        return agent, token_of(key, attempt), attempt + 1
+        known = dict(zip(range(last - len(earlier), last), earlier, strict=True)).get(attempt)
+        agent = None if known is None else await self._links.agent_on(known.node_id)
+        return Location(agent, token_of(key, attempt), attempt, True, None if known is None else _in_words(known))
 
     async def _look_up(self, launcher: str, number: int, proc_id: str) -> Proc | Past | None:
         """The living one of that name, else the last that has ended, if it is remembered."""
         await self.in_turn(launcher, number)
         await self._restored.until(lambda: proc_id in self._roster.living)
-        return self._roster.living.get(proc_id) or self._memory.history.find(proc_id)
+        history = self._memory.history
+        found = self._roster.living.get(proc_id) or history.find(proc_id)
+        if found is None and self._owner.generation:  # another launcher may not have asked for it again yet
+            await self._restored.decided_all()
+            found = self._roster.living.get(proc_id) or history.find(proc_id)
+        return found
 
     async def infos(self, launcher: str, number: int) -> list[ProcInfo]:
         """What is known of every proc, those that ended lately included."""
@@ -144,25 +165,31 @@ class Queries(ProcSpawner):
 
     async def remove(self, launcher: str, number: int, proc_ids: Sequence[str]) -> list[str]:
         """Forget procs that have ended, and remove their logs; the answer is those that run, or are not known."""
-        left = []
+        left: list[str] = []
+        removed: list[Past] = []
         for proc_id in proc_ids:
             found = await self._look_up(launcher, number, proc_id)
             if isinstance(found, Past):
                 await self._memory.history.remove(found)
-                await self._remove_logs(found)
+                removed.append(found)
             else:
                 left.append(proc_id)
+        await self._remove_logs(removed, self._links.agent_on)
         return left
 
-    async def _remove_logs(self, past: Past) -> None:
-        info = past.info
-        first = info.restarts - len(info.attempts)
-        where = [*(attempt.node_id for attempt in info.attempts), info.node_id]
-        for attempt, node_id in enumerate(where, first):
-            agent = await self._links.agent_on(node_id)
+    async def _remove_logs(self, pasts: Sequence[Past], agent_of: Callable[[str | None], Awaitable[Any]]) -> None:
+        """Those of all attempts that are known, a call for each node; agent_of(node_id): None where there is none."""
+        by_node: dict[str | None, list[tuple[str, str]]] = {}
+        for past in pasts:
+            info = past.info
+            where = [*(attempt.node_id for attempt in info.attempts), info.node_id]
+            for attempt, node_id in enumerate(where, info.restarts - len(info.attempts)):
+                by_node.setdefault(node_id, []).append((info.proc_id, token_of(past.key, attempt)))
+        for node_id, logs in by_node.items():
+            agent = await agent_of(node_id)
             if agent is not None:
-                with contextlib.suppress(RayError):  # its node is lost, and they with it
-                    await agent.remove_logs.remote(info.proc_id, token_of(past.key, attempt))
+                with contextlib.suppress(RayError):  # the node is being lost, with them
+                    await agent.remove_logs.remote(logs)
 
     async def gang_cause(self, launcher: str, number: int, uid: str) -> int | None:
         """The rank that failed first, of a gang that is over."""
@@ -195,3 +222,7 @@ class Queries(ProcSpawner):
     async def facts(self) -> dict[str, Any]:
         """Facts about the spawner itself: for diagnostics."""
         return {"pid": os.getpid(), "generation": self._owner.generation}
+
+
+def _in_words(where: ProcInfo | Attempt) -> str | None:
+    return None if where.node_id is None else f"{where.node_id} ({where.node_ip})"

@@ -44,6 +44,11 @@ class Restored:
         while self._waiting and not known():
             await asyncio.shield(self._changed)
 
+    async def decided_all(self) -> None:
+        """Return when each launch that is still asked for is found, begun anew, or refused."""
+        while self._waiting or not (self._complete or self._owner in self._claims) or self._unknown:
+            await asyncio.shield(self._changed)
+
     def expects(self, key: LaunchKey) -> bool:
         """Whether news of a launch that the spawner has not heard of is worth keeping; if so, it is noted."""
         if self._first or not self.may_come(key):
@@ -53,8 +58,10 @@ class Restored:
         return True
 
     def decided(self, key: LaunchKey) -> None:
-        """A launch is found, or launched anew: a later spawner will find it, too."""
-        self._unknown.discard(key)
+        """A launch is found, or launched anew: a later spawner will find it, too; or it is refused."""
+        if key in self._unknown:
+            self._unknown.discard(key)
+            self._change()
         self._look()
 
     def may_come(self, key: LaunchKey) -> bool:
@@ -80,6 +87,7 @@ class Restored:
         """The launcher has the outcomes of these."""
         self._claims.get(launcher, set()).difference_update(numbers)
         self._unknown.difference_update((launcher, number) for number in numbers)
+        self._change()
         self._look()
 
     async def _await(self, link: Link) -> None:

@@ -17,7 +17,7 @@ from ray_launcher.cluster.eventlog import event_log
 from ray_launcher.cluster.events import Events, happening
 from ray_launcher.cluster.gangs import Gangs
 from ray_launcher.cluster.leases import Leases
-from ray_launcher.cluster.link import NEVER_STARTED, Link, Owner
+from ray_launcher.cluster.link import LAST_ANSWERS, NEVER_STARTED, Link, Owner
 from ray_launcher.cluster.links import Links
 from ray_launcher.cluster.memory import Memory
 from ray_launcher.cluster.metrics import Metrics, exported
@@ -59,7 +59,13 @@ class ClusterSpawner(Queries):
         owner = Owner(session, runtime_env, self._owed, registry.next_generation() if again else 0)
         self._owner = owner
         self._links = Links(owner, self._news, registry.agents() if again else {})
-        self._memory = Memory(registry, session, again, lambda key: self._over(key[0], [key[1]]), self._remove_logs)
+        self._memory = Memory(
+            registry,
+            session,
+            again,
+            lambda key: self._over(key[0], [key[1]]),
+            lambda pasts: self._remove_logs(pasts, self._links.agent_there),
+        )
         self._metrics = Metrics(session.name, self._roster.living.values, lambda: supervisors_of(self._links), exported)
         found = self._memory.found()
         claims = {launcher: {message.number for message in messages} for launcher, messages in found.items()}
@@ -131,6 +137,7 @@ class ClusterSpawner(Queries):
         refusal = self._refusal(proc_id)
         if not refusal:
             return None
+        self._restored.decided(key)
         await self._memory.drop(key)
         return _failed(refusal)
 
@@ -285,6 +292,7 @@ class ClusterSpawner(Queries):
         for proc in list(self._roster.living.values()):
             if proc.link is None:
                 self._request(proc, None)
+        await self._memory.stop(LAST_ANSWERS)
         await self._links.end(grace)
         await self._memory.close()
         await self._metrics.close()

@@ -12,6 +12,7 @@ from ray_launcher.cluster.environment import Environ, additions, base_environ, r
 from ray_launcher.cluster.inside import surroundings
 from ray_launcher.cluster.limits import limits_of
 from ray_launcher.cluster.wire import ENDS, Grant, Inside, Launch, log_name
+from ray_launcher.node import marks
 from ray_launcher.node.spec import Spec
 from ray_launcher.options import LaunchOptions
 
@@ -63,6 +64,7 @@ class Specs:
             tail_lines=opts.tail_lines,
             note=message.note,
             limits=limits_of(opts),
+            log_limit=opts.log_limit or 0,
         )
 
     def log(self, proc_id: str, token: str, stream: str) -> bytes:
@@ -72,8 +74,10 @@ class Specs:
     def remove_logs(self, proc_id: str, token: str) -> None:
         """Of a launch that has ended."""
         for stream in ENDS:
-            with contextlib.suppress(OSError):
-                Path(os.fsdecode(self.log(proc_id, token, stream))).unlink()
+            log = self.log(proc_id, token, stream)
+            for path in (log, marks.path_of(log)):
+                with contextlib.suppress(OSError):
+                    Path(os.fsdecode(path)).unlink()
 
     def cookie(self, token: str) -> str:
         """A launch's, in the environment of its processes."""

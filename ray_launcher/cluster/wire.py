@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ray_launcher.desk import LaunchKey
 from ray_launcher.exits import ExitReport
@@ -148,6 +148,19 @@ class News(NamedTuple):
     upto: int
     items: list[Started | Exit]
     leaving: bool = False
+
+
+class Location(NamedTuple):
+    """Where an attempt of a proc is, or was. agent: None where it never came to a node, or that is lost.
+
+    may_follow: whether there is another attempt, or may be.  node: in words; None: it never came to one, or not yet.
+    """
+
+    agent: Any
+    token: str
+    attempt: int
+    may_follow: bool
+    node: str | None
 
 
 def token_of(key: LaunchKey, attempt: int = 0) -> str:

@@ -22,6 +22,7 @@ class Spec:
     note: the agent's own, told to the agent that comes after it.  limits: what it is bound and held to.
     stdin: b"" for one that is at its end; b"pipe"; b"terminal ROWS COLUMNS" for one that is stdout and stderr as well,
     and the controlling one: what it shows goes to `stdout`.
+    log_limit: bytes that are kept of each of those files; 0 for all.
     """
 
     __slots__ = (
@@ -30,6 +31,7 @@ class Spec:
         "environ",
         "inherit",
         "limits",
+        "log_limit",
         "note",
         "program",
         "stderr",
@@ -56,20 +58,22 @@ class Spec:
         note: bytes = b"",
         limits: Limits | None = None,
         stdin: bytes = b"",
+        log_limit: int = 0,
     ) -> None:
         self.token, self.program, self.argv, self.cwd = token, program, argv, cwd
         self.environ, self.unset, self.inherit = environ or [], unset or [], inherit
         self.stdout, self.stderr, self.tail_lines, self.note = stdout, stderr, tail_lines, note
-        self.limits, self.stdin = limits, stdin
+        self.limits, self.stdin, self.log_limit = limits, stdin, log_limit
 
     def fields(self) -> list[bytes]:
         """The fields of this launch's frame, behind the verb."""
-        counts = b"%d %d %d %d %d" % (
+        counts = b"%d %d %d %d %d %d" % (
             len(self.argv),
             len(self.environ),
             len(self.unset),
             self.inherit,
             self.tail_lines,
+            self.log_limit,
         )
         limits = b"" if self.limits is None else self.limits.field()
         stdio = self.stdin, self.stdout, self.stderr
@@ -81,12 +85,15 @@ class Spec:
         """Read what `fields` wrote. Raises `ProtocolError` for anything else."""
         try:
             token, note, program, cwd, stdin, stdout, stderr, limits, counts = fields[:_FIXED]
-            n_argv, n_environ, n_unset, inherit, tail_lines = map(int, counts.split())
+            n_argv, n_environ, n_unset, inherit, tail_lines, log_limit = map(int, counts.split())
         except ValueError as error:
             raise ProtocolError("a launch that lacks fields") from error
         if not 0 < len(token) <= _TOKEN_BYTES:
             raise ProtocolError("a launch without a usable token")
-        if min(n_argv - 1, n_environ, n_unset, tail_lines) < 0 or len(fields) != _FIXED + n_argv + n_environ + n_unset:
+        if (
+            min(n_argv - 1, n_environ, n_unset, tail_lines, log_limit) < 0
+            or len(fields) != _FIXED + n_argv + n_environ + n_unset
+        ):
             raise ProtocolError("a launch whose counts do not add up")
         inputs.check(stdin)
         environ = fields[_FIXED + n_argv : _FIXED + n_argv + n_environ]
@@ -106,6 +113,7 @@ class Spec:
             note=note,
             limits=Limits.parse(limits) if limits else None,
             stdin=stdin,
+            log_limit=log_limit,
         )
 
     def environment(self, base: dict[bytes, bytes]) -> dict[bytes, bytes]:

@@ -22,6 +22,7 @@ import time
 
 from ray_launcher.node import commands, process, proctable
 from ray_launcher.node.failures import explain
+from ray_launcher.node.growth import Growth
 from ray_launcher.node.guard import Fence
 from ray_launcher.node.inputs import Inputs
 from ray_launcher.node.kinship import Proc
@@ -64,6 +65,7 @@ class Supervisor:
         self._timers = Timers()
         self._procs = Procs(self._timers, graces.leftover_grace, graces.kill_bound, self._stuck, self._gone)
         self._files = LogFiles()
+        self._growth = Growth(self._timers, lambda text: self._tell(b"note", os.fsencode(text)))
         self._starter = Starter(self._files)
         self._base: dict[bytes, bytes] = {}
         self._reports = Reports(time.monotonic_ns())  # what was meant for a supervisor before us must not hit ours
@@ -137,9 +139,11 @@ class Supervisor:
         for proc, status in self._procs.reap():
             self._inputs.ended(proc.token)
             if not proc.given_up:  # else its port has been told already
-                stderr = proc.outputs[1]
-                tail = read_tail(stderr, proc.tail_lines, proc.stderr_begin) if stderr else []
-                self._report(proc.token, proc.note, ended(status), tail + _own_words(proc))
+                self._report(proc.token, proc.note, ended(status), self._tail(proc) + _own_words(proc))
+
+    def _tail(self, proc: Proc) -> list[str]:
+        stderr = proc.outputs[1]
+        return read_tail(stderr, proc.tail_lines, proc.stderr_begin, self._growth.freed(stderr)) if stderr else []
 
     # -- commands -------------------------------------------------------------------------------------------------
 
@@ -239,6 +243,8 @@ class Supervisor:
             self._procs.add(proc)
             if given is not None:
                 self._inputs.add(spec.token, given)
+            for path in filter(None, proc.outputs):
+                self._growth.add(path, spec.log_limit)
             if spec.limits is not None:
                 proc.time_limit = TimeLimit(spec.limits, proc, self._procs, self._timers)
             self._announce(proc)
@@ -283,6 +289,7 @@ class Supervisor:
     def _done_with(self, *outputs: bytes) -> None:
         for path in outputs:
             if path:
+                self._growth.done(path)
                 self._files.done(path)
 
     def _tell(self, *fields: bytes) -> None:

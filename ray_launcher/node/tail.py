@@ -17,12 +17,13 @@ _BLOCK = 64 << 10
 _SEARCH = 32 << 20
 
 
-def read_tail(path: str | bytes | os.PathLike[str], lines: int, begin: int = 0) -> list[str]:
+def read_tail(path: str | bytes | os.PathLike[str], lines: int, begin: int = 0, freed: int = 0) -> list[str]:
     r"""Return the last `lines` lines of the file at `path`, oldest first; [] when it is missing or empty.
 
     Lines end at `\n`, which is dropped; a final unterminated line counts, and blank lines are kept. Bytes that
     are no UTF-8 become U+FFFD. A line over 64 KiB keeps its last 64 KiB; nothing is looked for further back than
     32 MiB, no more than 8 MiB or 100,000 lines are returned. begin: what lies before this offset is not ours.
+    freed: what lies before this one was, and is no more.
     """
     if lines <= 0:
         return []
@@ -31,21 +32,21 @@ def read_tail(path: str | bytes | os.PathLike[str], lines: int, begin: int = 0) 
     except OSError:
         return []
     try:
-        return reserve.with_room(_last_lines, fd, min(lines, MAX_LINES), begin)
+        return reserve.with_room(_last_lines, fd, min(lines, MAX_LINES), begin, freed)
     except (OSError, MemoryError):
         return []
     finally:
         reserve.close(fd)
 
 
-def _last_lines(fd: int, wanted: int, begin: int) -> list[str]:
+def _last_lines(fd: int, wanted: int, begin: int, freed: int) -> list[str]:
     end = os.fstat(fd).st_size
     begin = begin if begin <= end else 0  # the program has truncated its own file
     if end == begin:
         return []
     if os.pread(fd, 1, end - 1) == b"\n":
         end -= 1  # the terminator of the last line starts no line of its own
-    stop = max(begin, end - _SEARCH)
+    stop = max(begin, freed, end - _SEARCH)
     found: list[bytes] = []
     kept = 0
     line = b""  # what is known of the line being searched, one byte over MAX_LINE at the most

@@ -91,6 +91,8 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Call:
         (["--umask", "8", "ls"], "'--umask'", "octal"),
         (["--umask", "7777", "ls"], "LaunchOptions.umask", "to 0o777"),
         (["--nice", "20", "ls"], "LaunchOptions.nice", "-20 to 19"),
+        (["--log-limit", "10 MB", "ls"], "'--log-limit'", "500M"),
+        (["--log-limit", "1K", "ls"], "LaunchOptions.log_limit", "from 65536"),
         (["-j", "2", "ls"], "'-j'", "as in 2x4"),
         (["-j", "0x3", "ls"], "'-j'", "1 or more of each"),
         (["-j", "2x0", "ls"], "'-j'", "1 or more of each"),

@@ -250,6 +250,7 @@ class Rig:
         stdio: bool = True,
         limits: Limits | None = None,
         stdin: bytes = b"",
+        log_limit: int = 0,
     ) -> bytes:
         """Send a launch; returns its token."""
         token = b"t%d" % next(_numbers) if token is None else token
@@ -268,6 +269,7 @@ class Rig:
             tail_lines=tail_lines,
             limits=limits,
             stdin=stdin,
+            log_limit=log_limit,
         )
         self.wire.send(b"launch", *spec.fields())
         return token
@@ -280,10 +282,12 @@ class Rig:
         tail_lines: int = 100,
         limits: Limits | None = None,
         stdin: bytes = b"",
+        log_limit: int = 0,
     ) -> bytes:
         """Launch a shell script; its $0 is the marker."""
         command = ("/bin/sh", "-c", script, self.marker, *args)
-        return self.launch(*command, token=token, tail_lines=tail_lines, limits=limits, stdin=stdin)
+        more = {"stdin": stdin, "log_limit": log_limit}
+        return self.launch(*command, token=token, tail_lines=tail_lines, limits=limits, **more)  # type: ignore[arg-type]
 
     def python(
         self,
@@ -293,10 +297,12 @@ class Rig:
         tail_lines: int = 100,
         limits: Limits | None = None,
         stdin: bytes = b"",
+        log_limit: int = 0,
     ) -> bytes:
         """Launch a Python script; its last argument is the marker."""
-        arguments = ("-I", "-S", "-c", script, *args, self.marker)
-        return self.launch(sys.executable, *arguments, token=token, tail_lines=tail_lines, limits=limits, stdin=stdin)
+        command = (sys.executable, "-I", "-S", "-c", script, *args, self.marker)
+        more = {"stdin": stdin, "log_limit": log_limit}
+        return self.launch(*command, token=token, tail_lines=tail_lines, limits=limits, **more)  # type: ignore[arg-type]
 
     def exit(self, token: bytes, deadline: float = DEADLINE) -> Exit:
         return self.wire.exit(token, deadline)
