@@ -133,7 +133,7 @@ class Stdin:
             found = self._answer(self._location)
             if found is None:
                 raise UnknownProcError(f"no proc {self._proc_id!r} in session {self._session}")
-            self._agent, self._token, _ = found
+            self._agent, self._token = found.agent, found.token
             if self._agent is None:
                 raise BrokenPipeError(f"proc {self._proc_id!r} has ended, or its node is lost")
         return self._agent, self._token

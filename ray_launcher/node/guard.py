@@ -111,15 +111,13 @@ def _remove(directory: str, lock: int) -> None:
 
 
 def _remove_secrets(lock: int) -> None:
-    """What agents have put there for procs."""
-    for _, below, files, fd in os.fwalk("secrets", topdown=False, dir_fd=lock):  # tells nothing where there are none
-        for remove, names in ((os.unlink, files), (os.rmdir, below)):
-            for name in names:
-                try:
-                    remove(name, dir_fd=fd)
-                except OSError:
-                    pass  # its agent has been there first
+    """What agents have put there for procs: a directory for each launch. An agent may be at it, too."""
     try:
+        for _, below, files, fd in os.fwalk("secrets", topdown=False, dir_fd=lock):
+            for name in files:
+                os.unlink(name, dir_fd=fd)
+            for name in below:
+                os.rmdir(name, dir_fd=fd)
         os.rmdir("secrets", dir_fd=lock)
     except OSError:
-        pass
+        pass  # there are none, or the agent removes the rest

@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 import pytest
 from cli_rig import DEADLINE, running
-from terminal import Terminal
+from terminal_rig import Terminal
 
 from ray_launcher.cli.logs import _since, _template
 from ray_launcher.cli.output import STDERR, STDOUT, Lines, Plain, Screen, behind

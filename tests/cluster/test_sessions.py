@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -66,7 +67,11 @@ def info_of(launcher: RayProcLauncher, proc_id: str) -> ProcInfo:
 
 def log_files(name: str) -> list[str]:
     found = Path(tempfile.gettempdir()).glob(f"ray/session_2*/logs/ray-launcher-{name}-*")
-    return [path.name for path in found if path.stat().st_size]
+    names = []
+    for path in found:
+        with contextlib.suppress(FileNotFoundError):  # it is being removed
+            names += [path.name] if path.stat().st_size else []
+    return names
 
 
 def kill_spawner(name: str) -> int:
