@@ -70,6 +70,8 @@ _Files = dict[str, _File]  # by the files' names
 
 #: Calls under way to one agent for the same reader. What comes to be read meanwhile waits for one of them to return.
 _CALLS = 4
+#: The spawner's answer where it is gone for good.
+_OVER = Location(None, "", 0, False, None)
 
 
 class LogStreams:
@@ -138,10 +140,12 @@ class LogStreams:
             self._calls[self._again(proc_id, attempt, True)] = partial(self._found, proc_id, some)
 
     def _found(self, proc_id: str, files: _Files, ref: ObjectRef[Any]) -> Iterable[LogChunk]:
-        place: Location | None = _answer(ref)
+        place: Location | None = _answer(ref, _OVER)
         token = next(iter(files.values())).token
-        if place is None or place.token != token:  # the session is over, or has forgotten it
+        if place is _OVER:
             return ()
+        if place is None or place.token != token:
+            return (LogChunk(proc_id, self._wanted.streams[0], b"", lost=f"the session has forgotten {proc_id!r}"),)
         if place.agent is not None:
             self._add(place.agent, files)
             return ()
@@ -223,14 +227,14 @@ def _chunks(file: _File, piece: Piece) -> Iterator[LogChunk]:
         at, skipped = at + count, 0
 
 
-def _answer(ref: ObjectRef[Any]) -> Any:
-    """None: there is none, since who was asked, or the node, is gone. Raises RayTaskError for a mistake of ours."""
+def _answer(ref: ObjectRef[Any], none: Any = None) -> Any:
+    """`none` where there is none, since who was asked, or the node, is gone. Raises RayTaskError: a mistake of ours."""
     try:
         return ray.get(ref)
     except RayTaskError:
         raise
     except RayError:
-        return None
+        return none
 
 
 def lines_of(chunks: Iterable[LogChunk], tail: int | None) -> Iterator[str]:

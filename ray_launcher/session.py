@@ -54,6 +54,7 @@ class RayProcLauncher(View):
     lease: seconds for which a node's procs live without contact to the session's spawner (1 to 86,400). Then they are
     ended, and 2.5 s later each port of that node resolves as `Failed`, naming it: what it says is dead is dead.
     history: how many procs that have ended are remembered (1 to 100,000), with up to 8,000 characters of their stderr.
+    What is forgotten while the session lives loses its log files, too; what it has at its end stays for `ray logs`.
 
     Unless it is detached, the session ends with `close`, with this process however it ends, and with `ray.shutdown()`.
     Raises TypeError or ValueError for bad arguments, ValueError also where a session of that name cannot be used,

@@ -190,6 +190,13 @@ def test_limits_arrive(call: Call) -> None:
     assert options.pre_kill_signal == (signal.SIGUSR1, 120)
 
 
+def test_a_log_limit_arrives_in_bytes(call: Call) -> None:
+    call("run", "--log-limit", "1.5Mi", "ls")
+    assert Started.launches["run/0"].log_limit == 3 << 19
+    call("run", "ls")
+    assert Started.launches["run/0"].log_limit is None
+
+
 @pytest.mark.parametrize("given, seconds", [("90", 90), ("90s", 90), ("0.5", 0.5), (".5m", 30), ("2h", 7200)])
 def test_a_time_has_a_unit_or_is_in_seconds(call: Call, given: str, seconds: float) -> None:
     call("run", "--time-limit", given, "ls")
