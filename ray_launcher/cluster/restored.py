@@ -29,25 +29,25 @@ class Restored:
         self._owner, self._complete = owner, claims is not None
         self._claims = dict(claims or {})  # by launcher: all launches of which it has no outcome
         self._found: set[LaunchKey] = set()
-        self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._tasks = [asyncio.ensure_future(self._await(link)) for link in links]
         if self._first:
             caught_up.set()
 
     async def claimed(self, launcher: str) -> None:
         """Return when everything is known, and what `launcher` still asks for, too."""
-        while self._waiting or not (self._complete or launcher in self._claims):
-            await asyncio.shield(self._changed)
+        await self._when(lambda: not self._waiting and (self._complete or launcher in self._claims))
 
     async def until(self, known: Callable[[], bool] = lambda: False) -> None:
-        """Return when `known()`, or when every agent has told what it knows, or is lost. Usually that is at once."""
-        while self._waiting and not known():
-            await asyncio.shield(self._changed)
+        """Return when `known()`, or when every agent has told what it knows, or is lost. Usually that is at once.
+
+        Who asks first goes on first: a request must not overtake its launch here.
+        """
+        await self._when(lambda: not self._waiting or known())
 
     async def decided_all(self) -> None:
         """Return when each launch that is still asked for is found, begun anew, or refused."""
-        while self._waiting or not (self._complete or self._owner in self._claims) or self._unknown:
-            await asyncio.shield(self._changed)
+        await self._when(lambda: self._knows_all() and not self._unknown)
 
     def expects(self, key: LaunchKey) -> bool:
         """Whether news of a launch that the spawner has not heard of is worth keeping; if so, it is noted."""
@@ -101,12 +101,27 @@ class Restored:
     def _look(self) -> None:
         if self._first:
             return
-        if (self._complete or self._owner in self._claims) and not self._waiting and not self._unknown:
+        if self._knows_all() and not self._unknown:
             self._caught_up.set()
         else:
             self._caught_up.clear()
 
+    def _knows_all(self) -> bool:
+        return not self._waiting and (self._complete or self._owner in self._claims)
+
+    async def _when(self, known: Callable[[], bool]) -> None:
+        if not known():
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append((known, waiter))
+            await waiter
+
     def _change(self) -> None:
-        changed, self._changed = self._changed, asyncio.get_running_loop().create_future()
-        if not changed.done():
-            changed.set_result(None)
+        """Let those go on, in their order, who have waited for what is now so."""
+        waiters, self._waiters = self._waiters, []
+        for known, waiter in waiters:
+            if waiter.done():
+                continue  # it has been cancelled
+            if known():
+                waiter.set_result(None)
+            else:
+                self._waiters.append((known, waiter))

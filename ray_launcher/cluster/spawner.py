@@ -131,15 +131,12 @@ class ClusterSpawner(Queries):
     async def _answer(self, key: LaunchKey, proc_id: str) -> ExitReport | None:
         """What a launch that is not under way came to, or would come to at once; None: it can begin."""
         past = self._memory.history.by_key(key)
-        if past is not None:
-            self._restored.decided(key)
-            return past.report
-        refusal = self._refusal(proc_id)
-        if not refusal:
+        refusal = self._refusal(proc_id) if past is None else ""
+        if past is None and not refusal:
             return None
         self._restored.decided(key)
         await self._memory.drop(key)
-        return _failed(refusal)
+        return _failed(refusal) if past is None else past.report
 
     def _begin(
         self, key: LaunchKey, proc_id: str, placement: Placement, message: Message, member: Member | None
