@@ -85,7 +85,7 @@ class Desk:
         for message in post.messages:
             if message.kind == "outcome":
                 account.resolve(message.number, message.payload)
-            elif message.number > account.taken and message.number not in account.resumed:
+            elif account.is_new(message.number):
                 account.keep(message.number, asyncio.ensure_future(self._carry_out(launcher, message)))
         account.took(post.upto)
         self.settle(launcher, post.settled)
@@ -177,6 +177,10 @@ class _Account:
         self._hushed = False
         self._pace = Pace()
         self._turns: list[tuple[int, asyncio.Future[None]]] = []
+
+    def is_new(self, number: int) -> bool:
+        """Whether this message has not been taken on."""
+        return number > self.taken and number not in self.resumed
 
     def keep(self, number: int, task: asyncio.Task[None]) -> None:
         """A message is being carried out."""

@@ -70,8 +70,6 @@ class History:
 
     def add(self, past: Past) -> None:
         """A launch has ended."""
-        if past.key in self._by_key:
-            return  # told again
         past = _shortened(past)
         self._enter(past)
         self._unkept.append(past)
@@ -86,13 +84,17 @@ class History:
         """That launch, if it is remembered."""
         return self._by_key.get(key)
 
-    def infos(self) -> list[ProcInfo]:
+    def pasts(self) -> list[Past]:
         """In the order of their ends."""
+        return list(self._pasts.values())
+
+    def infos(self) -> list[ProcInfo]:
+        """The same."""
         return [past.info for past in self._pasts.values()]
 
     def to_forget(self) -> list[Past]:
         """Those that are to be removed."""
-        return [past for past in self._pasts.values() if past.forget]
+        return [past for past in self.pasts() if past.forget]
 
     async def remove(self, past: Past) -> None:
         """Forget it."""

@@ -45,6 +45,11 @@ class Memory:
         """See `Docket.found`."""
         return {} if self._docket is None else self._docket.found()
 
+    def over(self) -> list[LaunchKey]:
+        """The launches of a detached session that an earlier spawner has seen through."""
+        found = {(launcher, message.number) for launcher, messages in self.found().items() for message in messages}
+        return [past.key for past in self.history.pasts() if past.key not in found] if self.is_complete else []
+
     async def keep(self, launcher: str, messages: Sequence[Message]) -> None:
         """Returns when a later spawner would know of the launches among these, in a detached session."""
         if self._docket is not None:
@@ -83,6 +88,8 @@ class Memory:
     def _add(self, proc: Proc) -> None:
         if proc.end.cancelled():
             self._do(self.drop(proc.key))
+        elif known := self.history.by_key(proc.key):  # told again
+            self._do(self._on_kept([known]))
         else:
             report = proc.end.result()
             self.history.add(Past(proc.key, proc.token, proc.info(), report, proc.ready.is_set(), proc.forget))

@@ -83,6 +83,8 @@ class ClusterSpawner(Queries):
         self._sorting = asyncio.ensure_future(self._sort_out())
         self._placer = Placer(self._links, self._leases, self._holders)
         self._gangs = Gangs(self._placer, registry, self, again)
+        for key in self._memory.over():
+            self._gangs.forget(key)
         for launcher, messages in found.items():
             desk_of(self).resume(launcher, messages)
 
@@ -164,8 +166,8 @@ class ClusterSpawner(Queries):
         desk = desk_of(self)
         if self._memory.is_complete and incarnation == desk.incarnation:
             messages = pickle.loads(post).messages  # noqa: S301  # from a launcher of the same Ray cluster
-            taken = desk.account(launcher).taken
-            await self._memory.keep(launcher, [message for message in messages if message.number > taken])
+            is_new = desk.account(launcher).is_new
+            await self._memory.keep(launcher, [message for message in messages if is_new(message.number)])
         return await super().serve_post(launcher, incarnation, post)
 
     async def _sort_out(self) -> None:
