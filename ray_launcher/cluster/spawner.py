@@ -138,7 +138,11 @@ class ClusterSpawner(Queries):
             return None
         self._restored.decided(key)
         await self._memory.drop(key)
-        return _failed(refusal) if past is None else past.report
+        if past is None:
+            return _failed(refusal)
+        if self._memory.is_complete:
+            self._over(key[0], [key[1]])
+        return past.report
 
     def _begin(
         self, key: LaunchKey, proc_id: str, placement: Placement, message: Message, member: Member | None
