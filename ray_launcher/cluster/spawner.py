@@ -138,11 +138,9 @@ class ClusterSpawner(Queries):
             return None
         self._restored.decided(key)
         await self._memory.drop(key)
-        if past is None:
-            return _failed(refusal)
         if self._memory.is_complete:
             self._over(key[0], [key[1]])
-        return past.report
+        return _failed(refusal) if past is None else past.report
 
     def _begin(
         self, key: LaunchKey, proc_id: str, placement: Placement, message: Message, member: Member | None
