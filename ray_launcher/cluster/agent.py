@@ -13,6 +13,7 @@ import pickle
 import select
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,8 @@ class Agent:
         self._keeper = Keeper(self._directory, self._logs, self._specs.cookie(""), self)
         self._secrets = Secrets(self._directory)
         self._going: set[asyncio.Task[None]] = set()
+        self._owes_loss = False  # see `note_loss`
+        self._noting = asyncio.Lock()
         self._inputs = Inputs(self._keeper)
         self._meter = Meter(self._keeper)
         self._finding = asyncio.ensure_future(self._find())
@@ -239,12 +242,15 @@ class Agent:
     async def _find(self) -> None:
         """What an agent before us has left; without a supervisor, its launches are forgotten, if it had any."""
         if await self._keeper.find():
-            self._forgot = False
+            self._forgot = self._forgot and await self._in_thread(self._registry.has_loss, self._name)
+            self._owes_loss = self._forgot
             for token in self._secrets.find() - self._keeper.running.keys():
                 self._do(self._remove_secrets(token))
         elif self._forgot:
-            has_served = self._registry.has_served
-            self._forgot = await asyncio.get_running_loop().run_in_executor(None, has_served, self._name)
+            self._forgot = await self._in_thread(self._registry.has_served, self._name)
+
+    async def _in_thread(self, call: Callable[..., Any], *args: object) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(None, call, *args)
 
     # -- news -----------------------------------------------------------------------------------------------------
 
@@ -254,7 +260,20 @@ class Agent:
         acknowledged = [b"%d" % sequence for sequence in settled if sequence > 0]  # the others are our own
         if acknowledged:
             self._keeper.send(b"ack", *acknowledged)
+        if self._owes_loss and not self._forgot and not any(sequence < 0 for sequence in self._feed.kept):
+            self._owes_loss = False
+            self._do(self._note_loss())
         return True
+
+    async def note_loss(self) -> None:
+        """See `Host`: until their ends are acknowledged, whoever comes after us must not say that there were none."""
+        self._owes_loss = True
+        await self._note_loss()
+
+    async def _note_loss(self) -> None:
+        async with self._noting:
+            note = partial(self._registry.note_loss, owed=self._owes_loss)
+            await self._in_thread(note, self._name)
 
     def on_news(self, item: Started | Exit) -> None:
         """See `Host`."""

@@ -18,7 +18,7 @@ from ray_launcher.exits import ExitReport
 from ray_launcher.info import ProcInfo
 
 #: Seconds for which ends are collected before they are written.
-_MOMENT = 0.1
+_MOMENT = 0.02
 #: How many make up a block.
 _BLOCK = 64
 #: Characters of the last lines of stderr that are remembered of a proc.

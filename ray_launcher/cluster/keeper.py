@@ -36,6 +36,9 @@ class Host(Protocol):
     def begin_serving(self) -> None:
         """Called before the first supervisor, or the first after another agent's, gets launches; blocks."""
 
+    async def note_loss(self) -> None:
+        """Called when a supervisor is lost, before anybody is told, or another one starts."""
+
     def on_connect(self, supervisor: Client) -> None:
         """Called before anything else is sent to this supervisor."""
 
@@ -217,6 +220,8 @@ class Keeper:
     async def _mop_up(self) -> None:
         if not await self._clear():  # it is there, and has let go of us
             self._host.on_superseded()
+        if self.running:
+            await self._host.note_loss()
         words = client.last_words(self._directory)
         for token, started in list(self.running.items()):
             self.failed(token, started.note, LOST + (f": {words}" if words else ""))

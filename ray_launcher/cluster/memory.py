@@ -68,7 +68,10 @@ class Memory:
             proc.end.add_done_callback(lambda _: self._add(proc))
 
     async def may_be_told(self) -> None:
-        """Return when the last ends, of which no agent would tell a later spawner, can be told."""
+        """Return when a later spawner would know of the ends until now: in a detached session before they are told.
+
+        Its agents may forget them, and no launcher need be left who knows.
+        """
         if self._docket is not None:
             await self.history.kept()
 

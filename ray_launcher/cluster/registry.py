@@ -38,6 +38,7 @@ class Registry:
         """Nothing of that agent's is left."""
         _internal_kv_del(self._key(name), namespace=NAMESPACE)
         _internal_kv_del(self._serving(name), namespace=NAMESPACE)
+        self.note_loss(name, owed=False)
         self.note_silence(name, 0)
 
     def note_serving(self, name: str) -> None:
@@ -47,6 +48,17 @@ class Registry:
     def has_served(self, name: str) -> bool:
         """Whether something may have run under that agent."""
         return _internal_kv_get(self._serving(name), namespace=NAMESPACE) is not None
+
+    def note_loss(self, name: str, *, owed: bool) -> None:
+        """Whether that agent alone knows which procs a lost supervisor has taken along."""
+        if owed:
+            _internal_kv_put(self._loss(name), b"yes", namespace=NAMESPACE)
+        else:
+            _internal_kv_del(self._loss(name), namespace=NAMESPACE)
+
+    def has_loss(self, name: str) -> bool:
+        """Whether it was so when that agent was lost."""
+        return _internal_kv_get(self._loss(name), namespace=NAMESPACE) is not None
 
     def silence(self, name: str) -> float:
         """For how long that agent has been silent at least, in seconds."""
@@ -126,6 +138,9 @@ class Registry:
 
     def _serving(self, name: str) -> bytes:
         return self._prefix + b"serving/" + name.encode()
+
+    def _loss(self, name: str) -> bytes:
+        return self._prefix + b"loss/" + name.encode()
 
     def _silence(self, name: str) -> bytes:
         return self._prefix + b"silence/" + name.encode()

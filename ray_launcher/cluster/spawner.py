@@ -106,8 +106,7 @@ class ClusterSpawner(Queries):
                 return answer
             proc = self._begin(key, proc_id, opts.placement, message, member)
         last = await self._see_through(proc, opts, message, member)
-        if last.token not in self._unsettled:
-            await self._memory.may_be_told()
+        await self._memory.may_be_told()
         return last.end.result()
 
     async def _see_through(self, proc: Proc, opts: LaunchOptions, message: Message, member: Member | None) -> Proc:

@@ -101,7 +101,7 @@ def test_all_that_a_crash_leaves_goes_and_a_session_that_lives_does_not_notice(
     with held(env, "lives", {"a": "sleep 9999", "b": "sleep 9999"}):
         procs, supervisors = procs_of("lives"), supervisors_of("lives")
         all_told = told(env, "reap", "--wait", "1")["found"]
-        told_before = told(env, "reap", "--wait", "1", "-s", left.session)
+        told_before = told(env, "reap", "--wait", "1", "-S", left.session)
         sessions = {each["session"] for each in all_told}  # of other tests, perhaps, too
         assert left.session in sessions
         assert "lives" not in sessions
@@ -115,7 +115,7 @@ def test_all_that_a_crash_leaves_goes_and_a_session_that_lives_does_not_notice(
         }
         assert told_before["reaped"] is False
         assert running(left.proc.pid)
-        lines = verb(env, "reap", "--wait", "1", "--yes", "-s", left.session).stdout.splitlines()
+        lines = verb(env, "reap", "--wait", "1", "--yes", "-S", left.session).stdout.splitlines()
         count = len(told_before["found"])
         assert lines[-1] == f"reaped {count} of {count}"
         assert supervisors_of(left.session) == {}
@@ -125,7 +125,7 @@ def test_all_that_a_crash_leaves_goes_and_a_session_that_lives_does_not_notice(
         assert [line for line in rest if left.session in line and "REMOVED" not in line] == []
         assert (procs_of("lives"), supervisors_of("lives")) == (procs, supervisors)
         assert [each["proc_id"] for each in told(env, "ps") if each["state"] == "RUNNING"] == ["a", "b"]
-        assert verb(env, "reap", "-s", left.session).stdout == "nothing is left over\n"
+        assert verb(env, "reap", "-S", left.session).stdout == "nothing is left over\n"
 
 
 def test_what_belongs_to_another_ray_that_runs_is_left_alone(env: dict[str, str]) -> None:
@@ -142,14 +142,14 @@ def test_without_a_cluster_this_machine_is_looked_at(env: dict[str, str], left: 
     directory = client.runtime_directory(f"{left.session}-{gone}-0123abcd")
     directory.mkdir()
     alone = {name: value for name, value in env.items() if name != "RAY_ADDRESS"}
-    found = told({**alone, "RAY_TMPDIR": "/nonexistent"}, "reap", "--yes", "-s", left.session)
+    found = told({**alone, "RAY_TMPDIR": "/nonexistent"}, "reap", "--yes", "-S", left.session)
     assert [each["what"] for each in found["found"]] == [str(directory)]
     assert not directory.exists()
     assert running(left.proc.pid)  # of a node whose raylet runs
 
 
 def test_where_nobody_can_be_asked_nothing_is_removed(env: dict[str, str], left: Leftovers) -> None:
-    done = verb(env, "reap", "-s", left.session, code=125)
+    done = verb(env, "reap", "-S", left.session, code=125)
     assert "add --yes" in done.stderr
     assert str(left.directory) in done.stdout
     assert left.directory.exists()
@@ -159,7 +159,7 @@ def test_where_nobody_can_be_asked_nothing_is_removed(env: dict[str, str], left:
 def test_it_asks_and_no_is_no(env: dict[str, str], left: Leftovers, short_dir: Path) -> None:
     terminal = Tmux(short_dir, {**env, "PYTHONPATH": str(Path(ray_launcher.__file__).parent.parent)})
     try:
-        reap = shlex.join([sys.executable, "-m", "ray_launcher", "reap", "-s", left.session])
+        reap = shlex.join([sys.executable, "-m", "ray_launcher", "reap", "-S", left.session])
         terminal.keys(reap + "; echo code=$?", "Enter")
         terminal.sees("Remove these 6? [y/N]:")
         terminal.keys("n", "Enter")

@@ -64,7 +64,7 @@ def test_an_interval_that_is_none_is_refused(session: dict[str, str]) -> None:
 
 @needs_tmux
 def test_it_is_kept_up_to_date_and_q_restores_the_screen(terminal: Tmux) -> None:
-    terminal.keys(shlex.join([*TOP, "-s", "watched"]) + "; echo code=$?", "Enter")
+    terminal.keys(shlex.join([*TOP, "-S", "watched"]) + "; echo code=$?", "Enter")
     terminal.sees("3 procs, every 0.5 s; q quits", "busy", "RUNNING")
 
     def busy() -> float:

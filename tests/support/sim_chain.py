@@ -78,6 +78,7 @@ class World:
         self.down: set[str] = set()  # ids of nodes that are lost
         self.registry: dict[str, Node] = {}
         self.serving: set[str] = set()
+        self.losses: set[str] = set()  # agents that owe the ends of a lost supervisor's procs
         self.silences: dict[str, float] = {}
         self.leases: dict[str, _Lease] = {}
         self.gangs: dict[str, bytes] = {}
@@ -334,6 +335,12 @@ class _Registry:
 
     def has_served(self, name: str) -> bool:
         return name in self._world.serving
+
+    def note_loss(self, name: str, *, owed: bool) -> None:
+        (self._world.losses.add if owed else self._world.losses.discard)(name)
+
+    def has_loss(self, name: str) -> bool:
+        return name in self._world.losses
 
     def silence(self, name: str) -> float:
         return self._world.silences.get(name, 0.0)
