@@ -74,18 +74,22 @@ class Mail:
         if at_once:
             run_soon(self._poll)
 
-    def expect_answer(self, seconds: float, otherwise: str) -> None:
-        """Kill a spawner that has not answered once within so many seconds: Ray would try to start it for ever."""
+    def expect_answer(self, seconds: float, otherwise: str, *others: Any) -> None:
+        """Kill a spawner that has not answered once within so many seconds: Ray would try to start it for ever.
+
+        others: actors that were started with it, and that nobody else would end then.
+        """
         if seconds < threading.TIMEOUT_MAX:
             text = f"the spawner did not start within {seconds:g} s: {otherwise}"
-            self._patience = threading.Timer(seconds, self._give_up, [text])
+            self._patience = threading.Timer(seconds, self._give_up, [text, *others])
             self._patience.daemon = True
             self._patience.start()
 
-    def _give_up(self, text: str) -> None:
+    def _give_up(self, text: str, *others: Any) -> None:
         if self._incarnation is None and self._end is None and self.connected:
             self._lost(RayActorError(error_msg=text))
-            ray.kill(self._spawner)
+            for actor in (self._spawner, *others):
+                ray.kill(actor)
 
     @property
     def connected(self) -> bool:

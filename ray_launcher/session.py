@@ -85,10 +85,10 @@ class RayProcLauncher(View):
         if not ray.is_initialized():
             ray.init(address=address, log_to_driver=False)
         info = replace(info, owner=uuid.uuid4().hex)
-        spawner, made = attach_or_start(info, runtime_env)
+        spawner, begun = attach_or_start(info, runtime_env)
         self._take(spawner, info, owned=not detached, at_once=True)
-        if made:
-            self._mail.expect_answer(info.start + setup_time(runtime_env or {}), NOT_STARTED)
+        if begun is not None:
+            self._mail.expect_answer(info.start + setup_time(runtime_env or {}), NOT_STARTED, *begun)
 
     @classmethod
     def find(cls, session: str) -> Self:

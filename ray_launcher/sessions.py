@@ -78,8 +78,8 @@ def _summary(name: str, ref: Any) -> SessionSummary | None:
     return SessionSummary(name, info.detached, datetime.fromtimestamp(info.created, timezone.utc), counts)
 
 
-def attach_or_start(info: SessionInfo, runtime_env: dict[str, Any] | None) -> tuple[Any, bool]:
-    """The spawner of a session, and whether it was made here. One that is there is found if both are detached.
+def attach_or_start(info: SessionInfo, runtime_env: dict[str, Any] | None) -> tuple[Any, list[Any] | None]:
+    """The spawner of a session, and the agents that were started with it; None: it was there, and both are detached.
 
     Raises ValueError where it cannot be used, `ProcLauncherError` where it is gone for good just now.
     """
@@ -87,7 +87,7 @@ def attach_or_start(info: SessionInfo, runtime_env: dict[str, Any] | None) -> tu
     found = find(spawner_actor(info.name))
     if found is None:
         try:
-            return _start(info, runtime_env or {}), True
+            return _start(info, runtime_env or {})
         except ValueError:
             found = find(spawner_actor(info.name))
             if found is None:
@@ -101,7 +101,7 @@ def attach_or_start(info: SessionInfo, runtime_env: dict[str, Any] | None) -> tu
         raise ValueError(
             f"runtime_env is not that of session {info.name!r}, which exists: leave it out, or end that session"
         )
-    return found, False
+    return found, None
 
 
 def about(name: str, spawner: Any) -> tuple[SessionInfo, dict[str, Any], dict[ProcState, int]]:
@@ -113,8 +113,8 @@ def about(name: str, spawner: Any) -> tuple[SessionInfo, dict[str, Any], dict[Pr
     return said
 
 
-def _start(info: SessionInfo, runtime_env: dict[str, Any]) -> Any:
-    """The spawner, on the driver's own node if it is one.
+def _start(info: SessionInfo, runtime_env: dict[str, Any]) -> tuple[Any, list[Any]]:
+    """The spawner, on the driver's own node if it is one, and its agents.
 
     Where procs may go there, its agent is started at the same time: each takes most of a second.
     """
@@ -132,6 +132,4 @@ def _start(info: SessionInfo, runtime_env: dict[str, Any]) -> Any:
     }
     info = dataclasses.replace(info, created=time.time())
     spawner = start_spawner(ClusterSpawner, info, runtime_env, begun, actor_options=options)
-    if begun is not None:
-        start_agent(info, runtime_env, *begun, again=False)
-    return spawner
+    return spawner, [start_agent(info, runtime_env, *begun, again=False)] if begun is not None else []

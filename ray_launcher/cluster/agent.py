@@ -11,9 +11,9 @@ import logging
 import os
 import pickle
 import select
+import threading
 import time
 from collections.abc import Callable, Coroutine
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ class Agent:
         self._secrets = Secrets(self._directory)
         self._going: set[asyncio.Task[None]] = set()
         self._owes_loss = False  # see `note_loss`
-        self._noting = asyncio.Lock()
+        self._noting = threading.Lock()
         self._inputs = Inputs(self._keeper)
         self._meter = Meter(self._keeper)
         self._finding = asyncio.ensure_future(self._find())
@@ -262,18 +262,17 @@ class Agent:
             self._keeper.send(b"ack", *acknowledged)
         if self._owes_loss and not self._forgot and not any(sequence < 0 for sequence in self._feed.kept):
             self._owes_loss = False
-            self._do(self._note_loss())
+            self._do(self._in_thread(self._note_loss))
         return True
 
-    async def note_loss(self) -> None:
+    def note_loss(self) -> None:
         """See `Host`: until their ends are acknowledged, whoever comes after us must not say that there were none."""
         self._owes_loss = True
-        await self._note_loss()
+        self._note_loss()
 
-    async def _note_loss(self) -> None:
-        async with self._noting:
-            note = partial(self._registry.note_loss, owed=self._owes_loss)
-            await self._in_thread(note, self._name)
+    def _note_loss(self) -> None:
+        with self._noting:
+            self._registry.note_loss(self._name, owed=self._owes_loss)
 
     def on_news(self, item: Started | Exit) -> None:
         """See `Host`."""

@@ -36,8 +36,8 @@ class Host(Protocol):
     def begin_serving(self) -> None:
         """Called before the first supervisor, or the first after another agent's, gets launches; blocks."""
 
-    async def note_loss(self) -> None:
-        """Called when a supervisor is lost, before anybody is told, or another one starts."""
+    def note_loss(self) -> None:
+        """Called when a supervisor is lost, before anybody is told, or another one starts; blocks."""
 
     def on_connect(self, supervisor: Client) -> None:
         """Called before anything else is sent to this supervisor."""
@@ -218,10 +218,8 @@ class Keeper:
             self._client = self._mopping = None
 
     async def _mop_up(self) -> None:
-        if not await self._clear():  # it is there, and has let go of us
+        if not await self._clear(noted=True):  # it is there, and has let go of us
             self._host.on_superseded()
-        if self.running:
-            await self._host.note_loss()
         words = client.last_words(self._directory)
         for token, started in list(self.running.items()):
             self.failed(token, started.note, LOST + (f": {words}" if words else ""))
@@ -234,13 +232,18 @@ class Keeper:
         for gone in self._going.pop(token, []):
             _resolve(gone)
 
-    async def _clear(self) -> bool:
+    async def _clear(self, *, noted: bool = False) -> bool:
         """End what a supervisor left: its guard does, and if that was killed too, it is up to us. False: it lives."""
-        free: bool = await self._in_thread(client.wait_until_free, self._directory, MOP_UP)
+        free: bool = await self._in_thread(self._wait_until_free, noted and bool(self.running))
         if free:
             await self._in_thread(mop_up, self._cookie, MOP_UP)
             remove_spare(self._logs)
         return free
+
+    def _wait_until_free(self, noted: bool) -> bool:
+        if noted:
+            self._host.note_loss()
+        return client.wait_until_free(self._directory, MOP_UP)
 
     async def _in_thread(self, call: Callable[..., _T], *args: object) -> _T:
         return await asyncio.get_running_loop().run_in_executor(None, call, *args)
