@@ -60,6 +60,7 @@ def test_a_command_has_the_procs_surroundings_and_its_own_exit_code(env: dict[st
         assert (code, said) == (127, "ray-launcher: /nonexistent: program not found on the node\n")
 
 
+@pytest.mark.slow
 def test_control_c_ends_the_command_and_not_the_proc(env: dict[str, str]) -> None:
     with target(env) as run:
         with running(
@@ -79,6 +80,7 @@ def test_control_c_ends_the_command_and_not_the_proc(env: dict[str, str]) -> Non
         assert executed("target/0", "true", env=env) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_a_command_ends_with_its_command_line(env: dict[str, str]) -> None:
     with (
         target(env),
@@ -89,6 +91,7 @@ def test_a_command_ends_with_its_command_line(env: dict[str, str]) -> None:
         until(lambda: not lives(pid), "it has ended", DEADLINE)
 
 
+@pytest.mark.slow
 def test_a_command_ends_with_the_session_and_not_with_the_proc(env: dict[str, str]) -> None:
     with running("--name", "target", "--grace", "0", "-n", "2", "--", "sh", "-c", SLEEPS, env=env) as run:
         run.sees("[0] READY", "[1] READY")
@@ -110,6 +113,7 @@ def end_target(env: dict[str, str]) -> None:
     os.kill(json.loads(shown.stdout)[0]["pid"], signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_joined_is_refused(env: dict[str, str]) -> None:
     with target(env, SLEEPS, "-n", "1"):
         assert executed("targ/0", "true", env=env)[0::2] == (
@@ -128,6 +132,7 @@ def test_what_cannot_be_joined_is_refused(env: dict[str, str]) -> None:
 # -- attach -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_attached_one_sees_what_is_written_from_now_on_and_has_the_exit_code(
     env: dict[str, str], tmp_path: Path
 ) -> None:
@@ -150,6 +155,7 @@ def _wrote(attached: Run, pipe: object) -> bool:
     return b"out more\n" in attached.out
 
 
+@pytest.mark.slow
 def test_control_c_leaves_an_attached_one_and_says_so(env: dict[str, str]) -> None:
     with target(env, "echo READY; while :; do echo on; sleep 0.05; done") as run:
         with running("target/0", env=env, verb="attach") as attached:
@@ -160,6 +166,7 @@ def test_control_c_leaves_an_attached_one_and_says_so(env: dict[str, str]) -> No
         assert run.process.poll() is None
 
 
+@pytest.mark.slow
 def test_an_attached_one_can_write_too(env: dict[str, str]) -> None:
     reader, writer = os.pipe()
     with contextlib.ExitStack() as stack:
@@ -219,6 +226,7 @@ def test_a_shell_in_a_proc_has_keys_sizes_and_control_c(env: dict[str, str], ter
         sane(terminal)
 
 
+@pytest.mark.slow
 @needs_tmux
 def test_a_terminal_is_put_back_when_the_command_line_is_told_to_end(
     env: dict[str, str], terminal: Terminal, short_dir: Path
@@ -232,6 +240,7 @@ def test_a_terminal_is_put_back_when_the_command_line_is_told_to_end(
         sane(terminal)
 
 
+@pytest.mark.slow
 @needs_tmux
 def test_a_shell_that_heeds_no_sigterm_ends_when_its_window_is_closed(env: dict[str, str], terminal: Terminal) -> None:
     with target(env) as run:
@@ -248,6 +257,7 @@ def _pids(terminal: Terminal) -> list[int]:
     return [int(line.removeprefix("pid=")) for line in terminal.lines() if line.removeprefix("pid=").isdigit()]
 
 
+@pytest.mark.slow
 @needs_tmux
 def test_the_keys_of_docker_leave_an_attached_terminal(env: dict[str, str], terminal: Terminal) -> None:
     terminal.keys(typed("run", "-it", "--name", "inner", "--", "sh", "-c", "echo READY; cat"), "Enter")

@@ -129,6 +129,7 @@ def test_one_proc_is_shown_as_it_is_and_several_behind_their_ranks(env: Env, gat
         assert "did you mean 'train/0'" in err
 
 
+@pytest.mark.slow
 def test_following_ends_with_the_procs_and_shows_what_has_no_end(env: Env, gate: Path) -> None:
     with run(env, gate) as go_on, following(env, "train/0") as reader:
         assert reader.line() == "out 0\n"
@@ -138,6 +139,7 @@ def test_following_ends_with_the_procs_and_shows_what_has_no_end(env: Env, gate:
         assert reader.ended() == (0, "last", "err 0\n")
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_it_quietly(env: Env, gate: Path) -> None:
     with run(env, gate), following(env, "--stdout", "train/0") as reader:
         assert reader.line() == "out 0\n"
@@ -145,6 +147,7 @@ def test_an_interrupt_ends_it_quietly(env: Env, gate: Path) -> None:
         assert reader.ended() == (130, "", "")
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_it_quietly_while_it_connects(env: Env) -> None:
     """Where nobody answers."""
     host = env["RAY_ADDRESS"].rpartition(":")[0]
@@ -156,6 +159,7 @@ def test_an_interrupt_ends_it_quietly_while_it_connects(env: Env) -> None:
             assert reader.ended() == (130, "", "")
 
 
+@pytest.mark.slow
 def test_it_ends_quietly_when_its_reader_has_gone_even_where_nothing_more_comes(env: Env, gate: Path) -> None:
     with run(env, gate), following(env, "--stdout", "train/0") as reader:
         assert reader.line() == "out 0\n"
@@ -165,6 +169,7 @@ def test_it_ends_quietly_when_its_reader_has_gone_even_where_nothing_more_comes(
         assert reader.process.stderr.read() == b""
 
 
+@pytest.mark.slow
 def test_it_ends_quietly_when_its_reader_has_gone_before_all_is_written(env: Env) -> None:
     words = ("--name", "many", "--", "sh", "-c", "echo up >&2; seq 1 3000000; sleep 9999")
     with running(*words, env=env, stdout=subprocess.DEVNULL) as command:
@@ -177,6 +182,7 @@ def test_it_ends_quietly_when_its_reader_has_gone_before_all_is_written(env: Env
         command.ended()
 
 
+@pytest.mark.slow
 def test_the_spawner_may_be_killed_meanwhile(env: Env, gate: Path) -> None:
     with run(env, gate) as go_on, following(env, "--stdout", "train/0") as reader:
         assert reader.line() == "out 0\n"
@@ -209,6 +215,7 @@ def test_control_c_in_a_terminal_ends_it_quietly(env: Env, gate: Path, short_dir
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args, words",
     [
@@ -227,17 +234,20 @@ def test_what_makes_no_sense_is_refused_before_there_is_a_cluster(args: list[str
     assert words in " ".join(err.split())
 
 
+@pytest.mark.slow
 def test_without_a_cluster_it_says_so(env: Env) -> None:
     code, _, err = logs({**env, "RAY_ADDRESS": "127.0.0.1:1"}, "train")
     assert code == 125
     assert "the connection was refused" in err
 
 
+@pytest.mark.slow
 def test_times_are_local_unless_they_say_otherwise() -> None:
     assert _since("2026-01-02T03:04:05Z") == datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
     assert _since("2026-01-02T03:04:05") == datetime(2026, 1, 2, 3, 4, 5).astimezone()  # so it is
 
 
+@pytest.mark.slow
 def test_a_template_may_have_braces_of_its_own() -> None:
     assert _template("{{{name}}} ") == "{{{name}}} "
     with pytest.raises(click.BadParameter, match="newline"):
@@ -258,6 +268,7 @@ class Paper(Screen):
         self.writes.append((fd, data))
 
 
+@pytest.mark.slow
 def test_a_line_has_the_prefix_of_its_beginning() -> None:
     paper = Paper()
     view = Lines(paper, behind(lambda _rank, _fd, time: b"%d " % (time.second if time else 0)))
@@ -268,6 +279,7 @@ def test_a_line_has_the_prefix_of_its_beginning() -> None:
     assert paper.writes == [(1, b"1 a\n"), (1, b"1 begun\n2 c\n"), (1, b"2 d\n")]
 
 
+@pytest.mark.slow
 def test_where_something_is_missing_the_line_ends() -> None:
     paper = Paper()
     for view in (Plain(paper), Lines(paper, behind(lambda *_: b"> "))):

@@ -128,6 +128,7 @@ def test_all_that_a_crash_leaves_goes_and_a_session_that_lives_does_not_notice(
         assert verb(env, "reap", "-S", left.session).stdout == "nothing is left over\n"
 
 
+@pytest.mark.slow
 def test_what_belongs_to_another_ray_that_runs_is_left_alone(env: dict[str, str]) -> None:
     """Of a machine without that cluster's address: nothing tells whether anybody sees to it."""
     with held(env, "lives", {"a": "sleep 9999"}):
@@ -137,6 +138,7 @@ def test_what_belongs_to_another_ray_that_runs_is_left_alone(env: dict[str, str]
         assert len(procs_of("lives")) == 2  # the shell and what it runs
 
 
+@pytest.mark.slow
 def test_without_a_cluster_this_machine_is_looked_at(env: dict[str, str], left: Leftovers) -> None:
     gone = "0" * 16  # no raylet of that node runs here
     directory = client.runtime_directory(f"{left.session}-{gone}-0123abcd")
@@ -148,6 +150,7 @@ def test_without_a_cluster_this_machine_is_looked_at(env: dict[str, str], left: 
     assert running(left.proc.pid)  # of a node whose raylet runs
 
 
+@pytest.mark.slow
 def test_where_nobody_can_be_asked_nothing_is_removed(env: dict[str, str], left: Leftovers) -> None:
     done = verb(env, "reap", "-S", left.session, code=125)
     assert "add --yes" in done.stderr
@@ -155,6 +158,7 @@ def test_where_nobody_can_be_asked_nothing_is_removed(env: dict[str, str], left:
     assert left.directory.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
 def test_it_asks_and_no_is_no(env: dict[str, str], left: Leftovers, short_dir: Path) -> None:
     terminal = Tmux(short_dir, {**env, "PYTHONPATH": str(Path(ray_launcher.__file__).parent.parent)})

@@ -7,6 +7,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
 from cli_rig import DEADLINE, LAUNCHER, Run, running
 
 DATA = b"".join(b"%d\n" % n for n in range(400_000))
@@ -22,12 +23,14 @@ def test_a_pipe_is_passed_on_with_its_end(env: dict[str, str]) -> None:
     assert done("run", "-i", "--", "sha256sum", env=env, stdin=DATA) == (0, DIGEST, b"")
 
 
+@pytest.mark.slow
 def test_a_file_is_passed_on(env: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "data").write_bytes(DATA)
     command = ("run", "--stdin", str(tmp_path / "data"), "--", "sha256sum")
     assert done(*command, env=env, stdin=b"") == (0, DIGEST, b"")
 
 
+@pytest.mark.slow
 def test_a_program_that_does_not_read_all_of_it_decides_when_it_ends(env: dict[str, str]) -> None:
     reader, writer = os.pipe()  # which stays open
     try:
@@ -40,10 +43,12 @@ def test_a_program_that_does_not_read_all_of_it_decides_when_it_ends(env: dict[s
         os.close(writer)
 
 
+@pytest.mark.slow
 def test_without_being_asked_our_stdin_is_not_touched(env: dict[str, str]) -> None:
     assert done("run", "--", "cat", env=env, stdin=b"data") == (0, b"", b"")
 
 
+@pytest.mark.slow
 def test_an_exec_reads_our_stdin(env: dict[str, str]) -> None:
     with running("--name", "reads", "--", "sh", "-c", "echo READY; exec sleep 9999", env=env) as target:
         target.sees("READY")

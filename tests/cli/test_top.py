@@ -47,17 +47,21 @@ def test_the_busiest_is_first_and_trees_are_whole(session: dict[str, str]) -> No
     assert all(each["memory"] > 1 << 19 and each["state"] == "RUNNING" for each in found)
 
 
+@pytest.mark.slow
 def test_in_a_pipe_it_is_a_table_told_once(session: dict[str, str]) -> None:
     lines = verb(session, "top", "--interval", "0.3").stdout.splitlines()
     assert lines[0].split() == ["PROC", "STATE", "AGE", "NODE", "CPU", "%", "MEMORY", "PROCESSES"]
-    assert [line.split()[0] for line in lines[1:]] == ["busy", "idle/0", "idle/1"]
+    assert lines[1].split()[0] == "busy"
+    assert sorted(line.split()[0] for line in lines[2:]) == ["idle/0", "idle/1"]  # who of them has more is their affair
 
 
+@pytest.mark.slow
 def test_targets_choose(session: dict[str, str]) -> None:
-    assert [each["proc_id"] for each in told(session, "top", "idle", "--interval", "0.1")] == ["idle/0", "idle/1"]
+    assert {each["proc_id"] for each in told(session, "top", "idle", "--interval", "0.1")} == {"idle/0", "idle/1"}
     assert "did you mean" in verb(session, "top", "idel", code=125).stderr
 
 
+@pytest.mark.slow
 def test_an_interval_that_is_none_is_refused(session: dict[str, str]) -> None:
     assert "--interval" in verb(session, "top", "--interval", "0", code=125).stderr
 
@@ -79,6 +83,7 @@ def test_it_is_kept_up_to_date_and_q_restores_the_screen(terminal: Tmux) -> None
     terminal.sees("line by line")
 
 
+@pytest.mark.slow
 @needs_tmux
 def test_control_c_quits_and_restores_the_screen(terminal: Tmux) -> None:
     terminal.keys(shlex.join([*TOP, "busy"]) + "; echo code=$?", "Enter")
@@ -88,6 +93,7 @@ def test_control_c_quits_and_restores_the_screen(terminal: Tmux) -> None:
     assert terminal.lines() == ["shell", "code=0"]
 
 
+@pytest.mark.slow
 @needs_tmux
 def test_what_there_is_no_room_for_is_counted(session: dict[str, str], short_dir: Path) -> None:
     low = Tmux(short_dir, {**session, "PYTHONPATH": str(Path(ray_launcher.__file__).parent.parent)}, height=6)

@@ -45,6 +45,7 @@ def test_every_node_is_looked_at(nodes: Nodes) -> None:
     assert all(node.ray_memory > 0 for node in found.nodes)
 
 
+@pytest.mark.slow
 def test_a_node_that_does_not_answer_is_a_finding(nodes: Nodes, stopped: str) -> None:
     found = examine_cluster()  # perhaps Ray gives it up within that time
     [silent] = [finding for finding in found.findings if finding.check == "answers"]

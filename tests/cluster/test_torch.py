@@ -44,6 +44,7 @@ def test_the_example_finds_the_same_losses_as_torchrun(nodes: Nodes, expected: d
     assert output.splitlines()[-1] == "[1.5, 1.5, 1.5, 1.5]"
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_its_checkpoint_when_a_rank_was_killed(
     shared: RayProcLauncher, expected: dict[int, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
