@@ -29,6 +29,7 @@ def pytest_unconfigure() -> None:
     _isolation.close()
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What shares a Ray runs in one process: each directory, and all that is in none."""
     for item in items:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from limits import cgroup
 from node_rig import Rig, running, until
 
 #: Each of these makes a descendant that prints its pid; the script of $1 runs in it.
@@ -156,6 +157,17 @@ def test_a_chain_of_forks_in_c_is_caught_up_with(rig: Rig, compiled: Callable[[s
     rig.none_left()
 
 
+@pytest.fixture
+def room(rig: Rig) -> Iterator[None]:
+    """As many processes as a bomb may have: without a bound it takes them from everybody on the machine."""
+    with cgroup("pids") as group:
+        group.add(rig.pid)
+        group.limit_tasks(4000)
+        yield
+        group.limit_tasks(None)
+
+
+@pytest.mark.usefixtures("room")
 def test_a_fork_bomb_in_one_group_is_killed(rig: Rig, compiled: Callable[[str], str]) -> None:
     token = rig.launch(compiled(_BOMB_IN_C), rig.marker)
     rig.words(token)
@@ -164,6 +176,7 @@ def test_a_fork_bomb_in_one_group_is_killed(rig: Rig, compiled: Callable[[str], 
     rig.none_left()
 
 
+@pytest.mark.usefixtures("room")
 def test_a_fork_bomb_that_outlives_its_leader_is_killed(rig: Rig, compiled: Callable[[str], str]) -> None:
     token = rig.launch(compiled(_BOMB_IN_C), rig.marker, "leave")
     assert rig.exit(token).value == 3
