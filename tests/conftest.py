@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,8 @@ _isolation = contextlib.ExitStack()
 
 def pytest_configure() -> None:
     """Before anything is started: what tests start inherits it."""
+    for name in ("COLUMNS", "LINES"):  # which readline sets where pytest has no terminal; they win over a real one's
+        os.environ.pop(name, None)
     _isolation.enter_context(isolate())
 
 

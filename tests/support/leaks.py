@@ -31,7 +31,9 @@ def isolate() -> Iterator[Path]:
     """A temporary directory for this test run and everything it starts, Ray included."""
     saved = {name: os.environ.get(name) for name in ("TMPDIR", "RAY_TMPDIR", "PYTEST_DEBUG_TEMPROOT")}
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # tmp_path stays where it was
-    root = Path(tempfile.mkdtemp(prefix="rlt-", dir=os.environ["PYTEST_DEBUG_TEMPROOT"]))  # short: Ray makes sockets deep below, and a path has 107 bytes
+    root = Path(
+        tempfile.mkdtemp(prefix="rlt-", dir=os.environ["PYTEST_DEBUG_TEMPROOT"])
+    )  # short: Ray makes sockets deep below, and a path has 107 bytes
     os.environ["TMPDIR"], tempfile.tempdir = str(root), None
     os.environ.pop("RAY_TMPDIR", None)
     try:
