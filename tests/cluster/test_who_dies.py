@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from lasting import lasting_session, nothing_left_at_last
 from node_rig import running, until
-from ray_rig import DEADLINE, Nodes, ended, procs_of, shell, supervisors_of
+from ray_rig import DEADLINE, Nodes, ended, pid_of, procs_of, shell, supervisors_of
 from victims import Victims, is_there
 
 from ray_launcher import Exited, ExitPort, Failed, LaunchOptions, ProcExitResult, RayProcLauncher, Signaled
@@ -244,6 +244,7 @@ def test_exiting_the_port_tells_the_exit_or_the_loss_once(scene: Scene, victim: 
 def test_a_leader_that_is_killed_is_reported_and_nobody_else_notices(scene: Scene) -> None:
     port, pid = run(scene)
     other = scene.launch("other", "exec sleep 9999")
+    pid_of(scene.launcher, "other")  # its node may have needed a supervisor
     supervisors = supervisors_of(scene.launcher.session)
     os.kill(pid, signal.SIGKILL)
     assert ended(port).kind == Signaled(signal.SIGKILL)
