@@ -32,13 +32,6 @@ def pytest_unconfigure() -> None:
     _isolation.close()
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What shares a Ray runs in one process: each directory, and all that is in none."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(item.path.parent.name))
-
-
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[str]:
     """A local Ray with 4 CPUs, to which this process is connected; its address, for other drivers."""
