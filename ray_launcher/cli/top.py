@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from ray_launcher import ProcUsage, RayProcLauncher
+from ray_launcher import ProcLauncherError, ProcUsage, RayProcLauncher, list_sessions
 from ray_launcher.cli import show
 from ray_launcher.cli.sessions import chosen, cluster, open_sessions, session_options, verb
 
@@ -89,21 +89,31 @@ class _Looks:
     def __init__(self, session: str | None, targets: Sequence[str]) -> None:
         self._session = session
         self._wanted = {(each.session, info.proc_id) for each, info in chosen(session, targets)} if targets else None
+        self._launchers = {launcher.session: launcher for launcher in open_sessions(session)}
         self._before: Mapping[tuple[str, str], ProcUsage] = {}
 
     def take(self) -> list[_Row]:
-        """The busiest first. Raises as `open_sessions`, and `ProcLauncherError`."""
-        found = {(launcher.session, usage.info.proc_id): usage for launcher, usage in self._used()}
+        """The busiest first. Raises `ProcLauncherError`."""
+        found = {(session, usage.info.proc_id): usage for session, usage in self._used()}
         if self._wanted is not None:
             found = {key: usage for key, usage in found.items() if key in self._wanted}
         rows = [_Row(key[0], usage.cpu_percent(self._before.get(key)), usage) for key, usage in found.items()]
         self._before = found
         return sorted(rows, key=lambda row: (-(row.cpu or 0.0), -(row.usage.memory or 0), row.usage.info.proc_id))
 
-    def _used(self) -> Iterator[tuple[RayProcLauncher, ProcUsage]]:
-        for launcher in open_sessions(self._session):
-            for usage in launcher.usage():
-                yield launcher, usage
+    def _used(self) -> Iterator[tuple[str, ProcUsage]]:
+        names = [self._session] if self._session else [summary.name for summary in list_sessions()]
+        for name in names:
+            try:
+                if name not in self._launchers:
+                    self._launchers[name] = RayProcLauncher.find(name)
+                used = self._launchers[name].usage()
+            except ProcLauncherError:
+                self._launchers.pop(name, None)
+                if name == self._session:
+                    raise
+                continue  # one of several, which has just ended
+            yield from ((name, usage) for usage in used)
 
 
 def _facts(row: _Row) -> dict[str, object]:

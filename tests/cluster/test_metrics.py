@@ -25,7 +25,7 @@ from ray_launcher.cluster.events import Happening
 
 #: A driver on a Ray of its own, which tells its metrics every second.
 DRIVER = """
-import logging, sys, ray
+import logging, os, sys, ray
 from ray_launcher import LaunchOptions, RayProcLauncher
 
 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error",
@@ -40,7 +40,10 @@ with RayProcLauncher(session="watched") as launcher:
         result.exit_port.wait(60)
     launcher.launch("lives", sh("sleep 9999"))
     print("READY", ray.nodes()[0]["NodeManagerAddress"], flush=True)
-    sys.stdin.readline()
+    if sys.stdin.readline() == "kill\\n":
+        spawner = ray.get_actor("spawner-watched", "ray_launcher")
+        os.kill(ray.get(spawner.facts.remote())["pid"], 9)
+        sys.stdin.readline()
     launcher.close(0)
     print("CLOSED", flush=True)
     sys.stdin.readline()
@@ -110,6 +113,27 @@ def test_a_scrape_shows_what_there_is_and_the_end_of_a_session_takes_gauges_back
     until(lambda: not scrape(address, port).value("ray_launcher_procs"), "no procs any more", DEADLINE)
     assert not scrape(address, port).value("ray_launcher_supervisor_bytes")
     assert scrape(address, port).value("ray_launcher_exits_total", kind="signaled") == 2
+
+
+def test_what_a_spawner_told_before_it_was_killed_does_not_stay(driver: tuple[Driver, str, int]) -> None:
+    """Ray shows the gauges of a dead process for two intervals more."""
+    process, address, port = driver
+
+    def running() -> list[tuple[str, float]]:
+        samples = scrape(address, port).samples
+        found = [each for each in samples if each.labels.get("state") == "RUNNING"]
+        return [(each.labels["WorkerId"], each.value) for each in found]
+
+    before = until(running, "the metrics", DEADLINE)
+    process.tell("kill")
+
+    def others() -> bool:
+        return [(worker != before[0][0], count) for worker, count in running()] == [(True, 1)]
+
+    until(others, "those of the next spawner, and no others", DEADLINE)
+    process.tell("close")
+    while process.read() != "CLOSED":  # Ray has its say there, too
+        pass
 
 
 @pytest.mark.parametrize(
