@@ -11,7 +11,7 @@ import click
 from ray_launcher import ProcInfo, RayProcLauncher
 from ray_launcher.cli import outcome, show
 from ray_launcher.cli.connect import leave
-from ray_launcher.cli.limits import grace_period
+from ray_launcher.cli.limits import time_option
 from ray_launcher.cli.sessions import chosen, cluster, open_sessions, session_options, verb
 
 _Found = Sequence[tuple[RayProcLauncher, ProcInfo]]
@@ -92,15 +92,7 @@ def wait(*, targets: Sequence[str], json_: bool, session: str | None, address: s
 @verb("stop", "End procs, gently at first.", _STOP)
 @_targets
 @click.option("-a", "--all", "everything", is_flag=True, help="All that live.")
-@click.option(
-    "-t",
-    "--time",
-    "grace",
-    type=grace_period,
-    default="10",
-    metavar="SECONDS",
-    help="Time between SIGTERM and SIGKILL; inf for no SIGKILL.  [default: 10]",
-)
+@time_option
 @_json
 @session_options
 def stop(  # one argument per option

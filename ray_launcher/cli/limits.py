@@ -30,6 +30,18 @@ def grace_period(value: str) -> float:
     return seconds
 
 
+#: Adds -t to a verb that ends procs, which gets it as `grace`.
+time_option = click.option(
+    "-t",
+    "--time",
+    "grace",
+    type=grace_period,
+    default="10",
+    metavar="SECONDS",
+    help="Time between SIGTERM and SIGKILL; inf for no SIGKILL.  [default: 10]",
+)
+
+
 def duration(value: str) -> float:
     """``90``, ``90s``, ``1.5h``: seconds, more than 0."""
     number = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)([smh]?)", value)

@@ -10,8 +10,8 @@ import click
 
 from ray_launcher import ProcEvent, RayProcLauncher, list_sessions
 from ray_launcher.cli import show
-from ray_launcher.cli.limits import grace_period
-from ray_launcher.cli.sessions import cluster, open_sessions, session_name, session_options, verb
+from ray_launcher.cli.limits import time_option
+from ray_launcher.cli.sessions import address_option, cluster, open_sessions, session_name, session_options, verb
 
 _SESSIONS = """List the sessions of the cluster: detached ones, and those of drivers that run.
 
@@ -78,18 +78,10 @@ def events(*, follow: bool, json_: bool, session: str | None, address: str | Non
 @verb("down", "End sessions.", _DOWN)
 @click.argument("names", nargs=-1, metavar="SESSION...", type=session_name)
 @click.option("-a", "--all", "everything", is_flag=True, help="All detached ones.")
-@click.option(
-    "-t",
-    "--time",
-    "grace",
-    type=grace_period,
-    default="10",
-    metavar="SECONDS",
-    help="Time between SIGTERM and SIGKILL.  [default: 10]",
-)
+@time_option
 @click.option("--force", is_flag=True, help="Also one whose driver runs.")
 @click.option("--json", "json_", is_flag=True, help="The names, as a JSON array.")
-@click.option("--address", metavar="ADDRESS", help="Cluster: HOST:PORT, or auto.  [default: RAY_ADDRESS]")
+@address_option
 def down(  # one argument per option
     *, names: Sequence[str], everything: bool, grace: float, force: bool, json_: bool, address: str | None
 ) -> None:

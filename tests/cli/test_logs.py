@@ -18,10 +18,11 @@ from pathlib import Path
 import click
 import pytest
 from cli_rig import DEADLINE, running
+from paper import Paper
 from terminal_rig import Terminal
 
 from ray_launcher.cli.logs import _since, _template
-from ray_launcher.cli.output import STDERR, STDOUT, Lines, Plain, Screen, behind
+from ray_launcher.cli.output import STDERR, STDOUT, Lines, Plain, behind
 
 LOGS = [sys.executable, "-m", "ray_launcher", "logs"]
 #: Says something, waits until a line is written into the pipe that is its first argument, and says more.
@@ -255,17 +256,6 @@ def test_a_template_may_have_braces_of_its_own() -> None:
 
 
 # -- the parts --------------------------------------------------------------------------------------------------------
-
-
-class Paper(Screen):
-    """A screen that notes each write."""
-
-    def __init__(self) -> None:
-        super().__init__(on_closed=lambda _: None)
-        self.writes: list[tuple[int, bytes]] = []
-
-    def write(self, fd: int, data: bytes) -> None:
-        self.writes.append((fd, data))
 
 
 @pytest.mark.slow

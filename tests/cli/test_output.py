@@ -10,20 +10,10 @@ import select
 from collections.abc import Callable, Iterator
 
 import pytest
+from paper import Paper
 
 from ray_launcher.cli import output
 from ray_launcher.cli.output import STDERR, STDOUT, OutputAbandonedError, Plain, Prefixed, Screen
-
-
-class Paper(Screen):
-    """A screen that notes each write."""
-
-    def __init__(self) -> None:
-        super().__init__(on_closed=lambda _: None)
-        self.writes: list[tuple[int, bytes]] = []
-
-    def write(self, fd: int, data: bytes) -> None:
-        self.writes.append((fd, data))
 
 
 @pytest.fixture
