@@ -20,18 +20,20 @@ if TYPE_CHECKING:
 
 #: Seconds between two looks; the same while a bounded file grows fast; at most this share of the time is for looking.
 _LOOK, _SOON, _SHARE = 1.0, 0.05, 0.1
+#: A file without a bound that has not grown for so many looks is looked at every so manieth time only.
+_QUIET = 5
 #: What a file system says that cannot punch holes.
 _NEVER = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV)
 
 
 class _Log:
-    """One file. freed: up to which offset.  marks: how many there are."""
+    """One file. freed: up to which offset.  marks: how many there are.  quiet: looks that found nothing new."""
 
-    __slots__ = ("freed", "limit", "marks", "size")
+    __slots__ = ("freed", "limit", "marks", "quiet", "size")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.size = self.freed = self.marks = 0
+        self.size = self.freed = self.marks = self.quiet = 0
 
 
 class Growth:
@@ -41,6 +43,7 @@ class Growth:
         self._timers, self._tell = timers, tell
         self._logs: dict[bytes, _Log] = {}  # by path
         self._timer: Timer | None = None
+        self._looks = 0
         self._told = False
 
     def add(self, path: bytes, limit: int) -> None:
@@ -65,8 +68,11 @@ class Growth:
     def _look_at_all(self) -> None:
         began = time.monotonic()
         fast = False
+        self._looks += 1
+        everywhere = not self._looks % _QUIET
         for path, log in self._logs.items():
-            fast = self._look(path, log) or fast
+            if everywhere or log.limit or log.quiet < _QUIET:
+                fast = self._look(path, log) or fast
         rest = (time.monotonic() - began) / _SHARE
         self._timer = self._timers.after(max(_SOON if fast else _LOOK, rest), self._look_at_all) if self._logs else None
 
@@ -81,6 +87,7 @@ class Growth:
             log.freed = log.marks = 0
             _unlink(marks.path_of(path))
         log.size = found.st_size
+        log.quiet = 0 if grown else log.quiet + 1
         if not grown or not log.size:
             return False
         block = max(holes.BLOCK, found.st_blksize)
