@@ -22,7 +22,8 @@ from ray_launcher.errors import LaunchError, LogsLostError
 class LogChunk:
     """Some bytes that a proc wrote. stream: "stdout" or "stderr".
 
-    time: when they were there, UTC by the clock of their node and good to a second, if that was asked for.
+    time: when they were there, UTC by the clock of their node, if that was asked for; good to a second, to five after a
+    silence.
     skipped: so many bytes before them were freed before they were read, see `LaunchOptions.log_limit`; these begin with
     a line.  lost: why what else it has written cannot be read, or has not been: its node is lost. There are no bytes
     then.

@@ -70,7 +70,7 @@ class ExitPort:
 
         Callbacks run one after the other; what they raise is logged.
         """
-        self._future().add_done_callback(lambda future: _callbacks.put(partial(fn, future.result())))
+        self._future().add_done_callback(lambda future: call_back(partial(fn, future.result())))
 
     def __await__(self) -> Generator[Any, None, ProcExitResult]:
         return asyncio.wrap_future(self._future()).__await__()
@@ -257,6 +257,11 @@ _open_results = _OpenResults()
 _callbacks = _Thread("ray_launcher-callbacks")  # the users' own, which may wait for anything
 _chores = _Thread("ray_launcher-chores")
 atexit.register(_callbacks.stop)  # after Ray's own hook, so called before it: that makes every open port resolve
+
+
+def call_back(call: Callable[[], object]) -> None:
+    """Make a call of the user's, which may wait for anything, behind those that were put here before."""
+    _callbacks.put(call)
 
 
 def run_soon(call: Callable[[], object], after: float = 0.0) -> None:

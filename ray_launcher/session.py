@@ -113,6 +113,7 @@ class RayProcLauncher(View):
         self.session, self.detached = info.name, info.detached
         self._owned = owned
         self._closed = self._session_ended = False
+        self._listeners = weakref.WeakSet()
         self._settled = threading.Event()  # closed, and every port has resolved
         ActorProcLauncher.__init__(self, spawner, _id=info.owner if owned else None, _at_once=at_once)
         _at_exit.add(self)
@@ -152,6 +153,8 @@ class RayProcLauncher(View):
         try:
             ray.get(self._ask("end_session", grace))
             self._await_ports()
+            for listener in list(self._listeners):
+                listener.let_go(_LAST_ANSWERS)
             self._mail.close()
         except RayError:
             pass  # the spawner is gone already, and its agents see to the procs
@@ -230,6 +233,9 @@ class RayProcLauncher(View):
         if self._closed:
             raise LaunchError("the launcher is closed: make a new RayProcLauncher")
         super()._check_open()
+
+    def _hears(self) -> bool:
+        return self._connected() and (self._session_ended or not self._closed)
 
     def _check_may_launch(self) -> None:
         self._check_open()

@@ -5,17 +5,18 @@ from __future__ import annotations
 import pickle
 import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
+from weakref import WeakSet
 
 import ray
 from ray import ObjectRef
 from ray.exceptions import RayError
 
-from ray_launcher.cluster.events import Happening
+from ray_launcher.changes import Changes, Listener
 from ray_launcher.errors import KillError, NotReadyError, ProcLauncherError, UnknownProcError
-from ray_launcher.exits import decode_exit
 from ray_launcher.info import ProcEvent, ProcInfo
 from ray_launcher.launcher import ActorProcLauncher, LaunchResult
 from ray_launcher.logs import LogChunk, LogStreams, Wanted, lines_of
@@ -24,11 +25,14 @@ from ray_launcher.port import ExitPort, gone_because
 from ray_launcher.stdin import Stdin
 from ray_launcher.usage import ProcUsage
 
+AnyListener = TypeVar("AnyListener", Changes, Listener)
+
 
 class View(ActorProcLauncher):
     """The part of `RayProcLauncher` that asks the default spawner."""
 
     session: str
+    _listeners: WeakSet[Changes | Listener]
 
     def procs(self) -> list[ProcInfo]:
         """Every proc of the session, and the last 1,000 that have ended. Raises `ProcLauncherError`."""
@@ -68,25 +72,39 @@ class View(ActorProcLauncher):
         died is not told again. Raises `ProcLauncherError` where the session is not to be reached to begin with.
         """
         self._check_open()
-        return self._events(self._ask("events", None, 0 if past or not follow else None, False), follow)
+        return self._events(self._listens(Changes(partial(self._ask, "events"), past, follow)))
 
-    def _events(self, first: ObjectRef[Any], follow: bool) -> Iterator[ProcEvent]:
-        incarnation, last, happened = _got(first)
-        told: dict[str, tuple[object, ...]] = {}  # by proc_id: its last state
+    def on_event(self, fn: Callable[[ProcEvent], object], *, past: bool = False) -> Callable[[], None]:
+        """Call `fn(event)` for each change of a proc's state, as `events` tells them; the answer is what stops that.
+
+        The calls are made one after the other, in the thread that serves `ExitPort.add_done_callback`; what they raise
+        is logged. They stop with the session, its last changes told, or when this launcher lets go of a detached one.
+        Raises TypeError, `ProcLauncherError`.
+        """
+        if not callable(fn):
+            raise TypeError(f"fn must be a function of a ProcEvent, not {type(fn).__name__}")
+        self._check_open()
+        listener = Listener(Changes(partial(self._ask, "events"), past, follow=True), fn, self._hears)
+        return self._listens(listener).stop
+
+    def _events(self, changes: Changes) -> Iterator[ProcEvent]:
+        answer = _got(changes.asked)
         while True:
-            for each in happened:
-                event = _event(each)
-                state = event.state, event.restarts, event.pid
-                if told.get(event.proc_id) != state:
-                    told[event.proc_id] = state
-                    yield event
-            if not follow and not happened:
+            yield from changes.take(answer)
+            if changes.over or not self._hears():
                 return
             try:
-                self._check_open()
-                incarnation, last, happened = _got(self._ask("events", incarnation, last, follow))
+                answer = _got(changes.ask())
             except ProcLauncherError:
-                return  # the session, or this launcher, is gone
+                return  # the session is gone
+
+    def _listens(self, listener: AnyListener) -> AnyListener:
+        self._listeners.add(listener)
+        return listener
+
+    def _hears(self) -> bool:
+        """Whether more events are wanted."""
+        return self._connected()
 
     def attach(self, proc_id: str) -> LaunchResult:
         """A proc of the session with an exit port of its own, whoever launched it; also one that ended lately.
@@ -215,22 +233,6 @@ class View(ActorProcLauncher):
     def _check_known(self, proc_id: str, location: ObjectRef[Any]) -> None:
         if _got(location) is None:
             raise UnknownProcError(f"no proc {proc_id!r} in session {self.session}")
-
-
-def _event(happened: Happening) -> ProcEvent:
-    node, report = happened.node, happened.report
-    return ProcEvent(
-        when=datetime.fromtimestamp(happened.when, timezone.utc),
-        proc_id=happened.proc_id,
-        state=happened.state,
-        node_id=None if node is None else node.node_id,
-        node_ip=None if node is None else node.ip,
-        pid=happened.pid,
-        gang_id=happened.gang_id,
-        rank=happened.rank,
-        restarts=happened.restarts,
-        result=None if report is None else decode_exit(report),
-    )
 
 
 def _got(ref: ObjectRef[Any]) -> Any:

@@ -50,7 +50,8 @@ Examples:
   ray-launcher logs --prefix '{name} on {node}: ' train server
   ray-launcher logs --json train | jq -r 'select(.stream == "stderr") | .line'
 
-Times are those at which a line was there at the latest, good to a second (five after a silence), by the clock of its node.
+Times are those at which a line was there at the latest, by the clock of its node; good to a second, to five after a
+silence.
 
 Exit code: 0; 130 after Ctrl-C; 141 when the reader has gone, as after `| head`; 125 for errors, also where a node is
 lost, and with it what has not been read.

@@ -37,6 +37,10 @@ class Happening(NamedTuple):
     report: ExitReport | None
 
 
+#: (whose numbers these are, that of the last or None when the session has ended, the events themselves).
+Answer = tuple[str, "int | None", list[Happening]]
+
+
 def happening(proc: Proc) -> Happening:
     """What has just happened to it."""
     member, node = proc.rank_of, None if proc.link is None else proc.link.node
@@ -53,6 +57,7 @@ class Events:
         self._last = 0
         self._events: deque[Happening] = deque(maxlen=_HISTORY)
         self._more = asyncio.Event()
+        self._over = False
 
     def add(self, event: Happening) -> None:
         """It has happened just now."""
@@ -60,8 +65,13 @@ class Events:
         self._events.append(event)
         self._more.set()
 
-    async def after(self, incarnation: str | None, number: int | None, wait: bool) -> tuple[str, int, list[Happening]]:
-        """Those behind a number, of which there may be more: (incarnation, the number of the last, they themselves).
+    def close(self) -> None:
+        """Nothing more will happen: who has been told all is told so."""
+        self._over = True
+        self._more.set()
+
+    async def after(self, incarnation: str | None, number: int | None, wait: bool) -> Answer:
+        """Those behind a number, of which there may be more.
 
         incarnation: that of the number; for another one all are told.  number: None for none of the past, 0 for all.
         wait: for a while, until there are any.
@@ -72,13 +82,15 @@ class Events:
             number = self._last
         if wait and self._last <= number:
             give_up = time.monotonic() + _PATIENCE
-            while self._last <= number and (left := give_up - time.monotonic()) > 0:
+            while self._last <= number and not self._over and (left := give_up - time.monotonic()) > 0:
                 self._more.clear()
                 try:
                     await asyncio.wait_for(self._more.wait(), left)
                 except asyncio.TimeoutError:
                     break
-            await asyncio.sleep(_MOMENT)
+            await asyncio.sleep(0 if self._over else _MOMENT)
+        if self._over and self._last <= number:
+            return self.incarnation, None, []
         first = self._last - len(self._events)  # the number before that of the oldest
         start = max(number - first, 0)
         told = [self._events[at] for at in range(start, min(start + _ANSWER, len(self._events)))]

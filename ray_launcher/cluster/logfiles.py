@@ -100,7 +100,7 @@ def _tail_offset(path: Path, lines: int) -> int:
 
 
 def since_offset(path: Path, since: float) -> int:
-    """Where the first line begins that was written since that time, good to a second. 0 for a missing file."""
+    """Where the first line begins that was written since that time, see `marks`. 0 for a missing file."""
     with contextlib.suppress(OSError):  # as above
         return _since_offset(path, since - _TICK)
     return 0

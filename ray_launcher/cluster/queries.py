@@ -11,7 +11,7 @@ from typing import Any
 
 from ray.exceptions import RayError
 
-from ray_launcher.cluster.events import Events, Happening
+from ray_launcher.cluster.events import Answer, Events
 from ray_launcher.cluster.gangs import Gangs
 from ray_launcher.cluster.history import Past
 from ray_launcher.cluster.link import Owner
@@ -144,9 +144,7 @@ class Queries(ProcSpawner):
         await self._restored.until()
         return self._owner.session, self._owner.runtime_env, dict(Counter(info.state for info in self._all()))
 
-    async def events(
-        self, launcher: str, number: int, incarnation: str | None, last: int | None, wait: bool
-    ) -> tuple[str, int, list[Happening]]:
+    async def events(self, launcher: str, number: int, incarnation: str | None, last: int | None, wait: bool) -> Answer:
         """See `Events.after`."""
         await self.in_turn(launcher, number)
         return await self._events.after(incarnation, last, wait)

@@ -294,6 +294,7 @@ class ClusterSpawner(Queries):
                 self._request(proc, None)
         await self._memory.stop(LAST_ANSWERS)
         await self._links.end(grace)
+        self._events.close()
         await self._memory.close()
         await self._metrics.close()
         with contextlib.suppress(Exception):

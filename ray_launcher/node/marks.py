@@ -2,7 +2,7 @@
 
 Programs write their lines without times, and nobody reads all of them as they come. But the supervisor looks at what
 grows about once a second, and the file's own time of modification stands for what has come since: together they tell
-of each byte when it was there at the latest, good to a second.
+of each byte when it was there at the latest, good to a second, or to five where the file was quiet before.
 """
 
 from __future__ import annotations

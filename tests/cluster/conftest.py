@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
+from detached_rig import attached
 from node_rig import until
-from ray_rig import ALL, DEADLINE, RAYLET_ENV, Nodes, end_all, ended, free, shell
+from ray_rig import ALL, DEADLINE, RAYLET_ENV, Nodes, actors_of, end_all, ended, free, rest_of, shell
 
 from ray_launcher import RayProcLauncher
 
@@ -68,3 +70,13 @@ def all_free(shared: RayProcLauncher) -> Iterator[None]:
     yield
     end_all(shared)
     until(lambda: free() == ALL, "all resources are back", DEADLINE)
+
+
+@pytest.fixture
+def name(nodes: Nodes) -> Iterator[str]:
+    """Of a session that is ended after the test."""
+    name = uuid.uuid4().hex[:8]
+    yield name
+    if f"spawner-{name}" in actors_of(name):
+        attached(name).end(0)
+    until(lambda: not rest_of(name), "nothing is left of the session")

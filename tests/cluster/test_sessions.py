@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import os
 import signal
 import tempfile
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
+from detached_rig import attached, kill_spawner
 from node_rig import until
-from ray_rig import DEADLINE, Driver, Nodes, actors_of, ended, pid_of, ran, rest_of, shell, starts_writing
+from ray_rig import DEADLINE, Driver, Nodes, ended, pid_of, ran, rest_of, shell
 
 from ray_launcher import (
     Exited,
@@ -41,23 +39,9 @@ launcher.close()
 """
 
 
-@pytest.fixture
-def name(nodes: Nodes) -> Iterator[str]:
-    """Of a session that is ended after the test."""
-    name = uuid.uuid4().hex[:8]
-    yield name
-    if f"spawner-{name}" in actors_of(name):
-        RayProcLauncher(session=name, detached=True).end(0)
-    until(lambda: not rest_of(name), "nothing is left of the session")
-
-
 def launch(nodes: Nodes, name: str, *scripts: str) -> None:
     """By a driver of its own, which has ended afterwards."""
     ran("-c", LAUNCH, nodes.address, name, *scripts)
-
-
-def attached(name: str) -> RayProcLauncher:
-    return RayProcLauncher(session=name, detached=True)
 
 
 def info_of(launcher: RayProcLauncher, proc_id: str) -> ProcInfo:
@@ -72,14 +56,6 @@ def log_files(name: str) -> list[str]:
         with contextlib.suppress(FileNotFoundError):  # it is being removed
             names += [path.name] if path.stat().st_size else []
     return names
-
-
-def kill_spawner(name: str) -> int:
-    """SIGKILL its process; returns the pid of the next."""
-    spawner = ray.get_actor(f"spawner-{name}", "ray_launcher")
-    pid: int = ray.get(spawner.facts.remote())["pid"]
-    os.kill(pid, signal.SIGKILL)
-    return int(ray.get(spawner.facts.remote())["pid"])
 
 
 def test_procs_outlive_their_driver_and_are_ended_by_another(nodes: Nodes, name: str) -> None:
@@ -224,45 +200,6 @@ def test_sessions_are_listed_with_what_they_have(name: str, shared: RayProcLaunc
 def test_a_history_of_no_sensible_size_is_refused(nodes: Nodes, history: int) -> None:
     with pytest.raises(ValueError, match="history is out of range"):
         RayProcLauncher(history=history)
-
-
-def test_the_changes_of_a_procs_state_are_told_as_they_come(name: str) -> None:
-    launcher = attached(name)
-    events = launcher.events()
-    port = launcher.launch("a", shell("sleep 9999")).exit_port
-    pid_of(launcher, "a")
-    launcher.kill("a")
-    ended(port)
-    seen = list(itertools.islice(events, 5))
-    assert [event.state for event in seen] == ["PENDING", "STARTING", "RUNNING", "TERMINATING", "EXITED"]
-    assert {event.proc_id for event in seen} == {"a"}
-    assert seen[-1].result is not None
-    assert seen[-1].result.kind == Signaled(9)
-
-
-def test_the_changes_of_the_past_are_remembered(name: str) -> None:
-    launcher = attached(name)
-    ended(launcher.launch("a", shell("exit")).exit_port)
-    states = [event.state for event in launcher.events(follow=False)]
-    assert (states[0], states[-1]) == ("PENDING", "EXITED")
-
-
-def test_changes_are_told_across_the_death_of_the_spawner(name: str) -> None:
-    launcher = attached(name)
-    events = launcher.events()
-    port = launcher.launch("a", shell("echo up; exec sleep 9999")).exit_port
-    starts_writing(launcher, "a")
-    kill_spawner(name)
-    launcher.kill("a")
-    ended(port)
-    assert any(event.state == "EXITED" for event in itertools.islice(events, 20))
-
-
-def test_changes_end_with_the_session(name: str) -> None:
-    launcher = attached(name)
-    events = launcher.events()
-    launcher.end(0)
-    assert list(events) == []
 
 
 def test_what_is_to_be_forgotten_is_forgotten_with_its_logs(name: str) -> None:

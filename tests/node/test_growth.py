@@ -140,6 +140,19 @@ def test_each_look_that_finds_more_marks_when_that_was_written(
     assert before <= first <= second <= time.time()
 
 
+def test_a_file_that_was_quiet_is_looked_at_every_fifth_time_until_it_grows(
+    log: Path, looked: Callable[[Growth, Path, int], None]
+) -> None:
+    seen, _ = growth_of(log)
+    for _ in range(10):
+        looked(seen, log, 0)
+    for _ in range(5):
+        looked(seen, log, 1)
+    assert [size for _, size in marks_of(log)] == [5]
+    looked(seen, log, 1)
+    assert [size for _, size in marks_of(log)] == [5, 6]
+
+
 def test_marks_are_found_by_what_they_are_about_and_by_time(log: Path) -> None:
     with open(log, "wb+") as file:
         for number in range(1000):
