@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from held_session import verb
-from tmux import Tmux
+from terminal_rig import Terminal
 
 import ray_launcher
 
@@ -33,12 +33,12 @@ def test_bash_completes_a_verb(short_dir: Path) -> None:
     (short_dir / "script").write_text(verb(os.environ, "completion", "bash").stdout)
     path = f"{short_dir}:{os.environ['PATH']}"
     env = {**os.environ, "PATH": path, "PYTHONPATH": str(Path(ray_launcher.__file__).parent.parent)}
-    terminal = Tmux(short_dir, env)
+    terminal = Terminal(short_dir, env)
     try:
         terminal.keys("stty echo; exec bash --norc --noprofile -i", "Enter")
         terminal.keys("PS1='> '; . ./script; echo rea''dy", "Enter")
-        terminal.sees("ready")
+        terminal.shows("ready")
         terminal.keys("ray-launcher ins", "Tab")
-        terminal.sees("ray-launcher inspect")
+        terminal.shows("ray-launcher inspect")
     finally:
         terminal.close()

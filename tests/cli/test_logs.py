@@ -201,7 +201,7 @@ def test_the_spawner_may_be_killed_meanwhile(env: Env, gate: Path) -> None:
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
 def test_control_c_in_a_terminal_ends_it_quietly(env: Env, gate: Path, short_dir: Path) -> None:
     with run(env, gate):
-        terminal = Terminal(short_dir, {**env, "PYTHONPATH": os.pathsep.join(map(str, sys.path))})
+        terminal = Terminal(short_dir, env)
         try:
             terminal.keys(f"{' '.join(LOGS)} -f train; echo code=$?", "Enter")
             terminal.sees("out 0")

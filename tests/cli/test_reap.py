@@ -17,9 +17,8 @@ import pytest
 from held_session import held, told, verb
 from node_rig import running, until
 from ray_rig import DEADLINE, procs_of, ran, supervisors_of
-from tmux import Tmux
+from terminal_rig import Terminal
 
-import ray_launcher
 from ray_launcher.node import client
 
 #: Leaves in Ray what only a crash leaves: an actor called an agent that does nothing, keys, and a placement group.
@@ -161,18 +160,18 @@ def test_where_nobody_can_be_asked_nothing_is_removed(env: dict[str, str], left:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
 def test_it_asks_and_no_is_no(env: dict[str, str], left: Leftovers, short_dir: Path) -> None:
-    terminal = Tmux(short_dir, {**env, "PYTHONPATH": str(Path(ray_launcher.__file__).parent.parent)})
+    terminal = Terminal(short_dir, env)
     try:
         reap = shlex.join([sys.executable, "-m", "ray_launcher", "reap", "-S", left.session])
         terminal.keys(reap + "; echo code=$?", "Enter")
-        terminal.sees("Remove these 6? [y/N]:")
+        terminal.shows("Remove these 6? [y/N]:")
         terminal.keys("n", "Enter")
-        terminal.sees("code=0")
+        terminal.shows("code=0")
         assert running(left.proc.pid)
         terminal.keys(reap + "; echo again=$?", "Enter")
         until(lambda: sum("Remove these 6" in line for line in terminal.lines()) == 2, "asked again", DEADLINE)
         terminal.keys("y", "Enter")
-        terminal.sees("reaped 6 of 6", "again=0")
+        terminal.shows("reaped 6 of 6", "again=0")
     finally:
         terminal.close()
     assert not left.directory.exists()

@@ -9,12 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_rig import OwnRay
+from cli_rig import DEADLINE, OwnRay
 from held_session import held, told, verb
 from node_rig import until
-from tmux import DEADLINE, Tmux
-
-import ray_launcher
+from terminal_rig import Terminal
 
 BUSY = f"exec {sys.executable} -I -S -c 'while True: pass'"
 IDLE = "sleep 9999 & sleep 9999"
@@ -30,8 +28,8 @@ def session(own_ray: OwnRay) -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture
-def terminal(session: dict[str, str], short_dir: Path) -> Iterator[Tmux]:
-    terminal = Tmux(short_dir, {**session, "PYTHONPATH": str(Path(ray_launcher.__file__).parent.parent)})
+def terminal(session: dict[str, str], short_dir: Path) -> Iterator[Terminal]:
+    terminal = Terminal(short_dir, session)
     yield terminal
     terminal.close()
 
@@ -67,9 +65,9 @@ def test_an_interval_that_is_none_is_refused(session: dict[str, str]) -> None:
 
 
 @needs_tmux
-def test_it_is_kept_up_to_date_and_q_restores_the_screen(terminal: Tmux) -> None:
+def test_it_is_kept_up_to_date_and_q_restores_the_screen(terminal: Terminal) -> None:
     terminal.keys(shlex.join([*TOP, "-S", "watched"]) + "; echo code=$?", "Enter")
-    terminal.sees("3 procs, every 0.5 s; q quits", "busy", "RUNNING")
+    terminal.shows("3 procs, every 0.5 s; q quits", "busy", "RUNNING")
 
     def busy() -> float:
         [row] = [line.split() for line in terminal.lines() if line.startswith("busy")]
@@ -77,30 +75,50 @@ def test_it_is_kept_up_to_date_and_q_restores_the_screen(terminal: Tmux) -> None
 
     until(lambda: busy() > 20, "its CPU", DEADLINE)
     terminal.keys("q")
-    terminal.sees("code=0")
+    terminal.shows("code=0")
     assert terminal.lines() == ["shell", "code=0"]
     terminal.keys("stty -a | grep -q ' icanon' && echo line by line", "Enter")
-    terminal.sees("line by line")
+    terminal.shows("line by line")
 
 
 @pytest.mark.slow
 @needs_tmux
-def test_control_c_quits_and_restores_the_screen(terminal: Tmux) -> None:
+def test_control_c_quits_and_restores_the_screen(terminal: Terminal) -> None:
     terminal.keys(shlex.join([*TOP, "busy"]) + "; echo code=$?", "Enter")
-    terminal.sees("1 proc, every 0.5 s; q quits", "busy")
+    terminal.shows("1 proc, every 0.5 s; q quits", "busy")
     terminal.keys("C-c")
-    terminal.sees("code=0")
+    terminal.shows("code=0")
     assert terminal.lines() == ["shell", "code=0"]
 
 
 @pytest.mark.slow
 @needs_tmux
 def test_what_there_is_no_room_for_is_counted(session: dict[str, str], short_dir: Path) -> None:
-    low = Tmux(short_dir, {**session, "PYTHONPATH": str(Path(ray_launcher.__file__).parent.parent)}, height=6)
+    low = Terminal(short_dir, session, rows=6)
     try:
         low.keys(shlex.join(TOP), "Enter")
-        low.sees("busy", "and 2 more")
+        low.shows("busy", "and 2 more")
         low.keys("q")
-        low.sees("shell")
+        low.shows("shell")
     finally:
         low.close()
+
+
+@needs_tmux
+@pytest.mark.slow
+def test_two_hundred_procs_are_watched_for_a_minute_and_their_number_goes_down_as_they_end(
+    own_ray: OwnRay, short_dir: Path
+) -> None:
+    env = own_ray.environ()
+    with held(env, "crowd", {f"n/{rank}": IDLE for rank in range(200)}):
+        terminal = Terminal(short_dir, env, rows=40)
+        try:
+            terminal.keys(shlex.join([*TOP, "-S", "crowd"]) + "; echo code=$?", "Enter")
+            terminal.shows("200 procs, every 0.5 s; q quits", "and 165 more")
+            terminal.shows(" 1m ")  # the age of some proc
+            verb(env, "kill", "-S", "crowd", "n/0-149")
+            terminal.shows("50 procs, every 0.5 s; q quits")
+            terminal.keys("q")
+            terminal.shows("code=0")
+        finally:
+            terminal.close()

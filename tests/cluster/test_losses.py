@@ -70,7 +70,7 @@ def trees(launcher: RayProcLauncher, nodes: Nodes, *proc_ids: str) -> list[Launc
         silent[chunk.proc_id] -= chunk.data.count(b"up")
         if not any(silent.values()):
             break
-    assert len(procs_of(launcher.session)) == TREE_SIZE * len(procs)
+    until(lambda: len(procs_of(launcher.session)) == TREE_SIZE * len(procs), "who has forked twice has gone between")
     return procs
 
 

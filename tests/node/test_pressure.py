@@ -45,6 +45,7 @@ def waits(rig: Rig, gate: Gate, then: str) -> bytes:
     """A proc that runs, and goes on when the gate is opened."""
     token = rig.sh(f"echo first >&2; echo $$; read -r _ <'{gate.path}'; {then}")
     rig.words(token)
+    rig.started(token)  # what the supervisor needed to start it has been given back
     return token
 
 
