@@ -24,21 +24,18 @@ from ray_launcher.cluster.actors import find, spawner_actor
 from ray_launcher.cluster.contact import RENEWALS
 from ray_launcher.cluster.environment import raylet_environ
 from ray_launcher.cluster.feed import Feed
-from ray_launcher.cluster.follow import read_logs
-from ray_launcher.cluster.inputs import Inputs, Taken
-from ray_launcher.cluster.inside import InsideError
+from ray_launcher.cluster.inputs import Inputs
+from ray_launcher.cluster.inquiries import Inquiries, ray_node
 from ray_launcher.cluster.keeper import LOST, Keeper
 from ray_launcher.cluster.lease import return_all
-from ray_launcher.cluster.logfiles import Piece, since_offset, tail_offset
-from ray_launcher.cluster.meter import Meter, Use
+from ray_launcher.cluster.meter import Meter
 from ray_launcher.cluster.nodes import is_alive
+from ray_launcher.cluster.orders import Orders
 from ray_launcher.cluster.ports import Ports
-from ray_launcher.cluster.probes import Subject, Verdict, probe
 from ray_launcher.cluster.registry import Registry
 from ray_launcher.cluster.secrets import Secrets
 from ray_launcher.cluster.specs import Specs
 from ray_launcher.cluster.wire import (
-    STREAMS,
     Exit,
     Inventory,
     Launch,
@@ -49,9 +46,7 @@ from ray_launcher.cluster.wire import (
 )
 from ray_launcher.node import client
 from ray_launcher.node.client import Client
-from ray_launcher.node.protocol import ProtocolError
 from ray_launcher.pace import Pace
-from ray_launcher.readiness import ReadyWhen
 
 _logger = logging.getLogger(__name__)
 
@@ -59,7 +54,7 @@ _logger = logging.getLogger(__name__)
 _RETRY = 0.2
 
 
-class Agent:
+class Agent(Inquiries):
     """One per node and session. A detached actor: it leaves by itself when the spawner is gone for good.
 
     name: its actor's, and its directory's, so that no other agent ever finds its supervisor.  again: there has been an
@@ -75,11 +70,12 @@ class Agent:
         self._raylet = int(os.environ.get("RAY_RAYLET_PID") or os.getppid())
         self._raylet_gone = _watched(self._raylet)
         asked = ray.get_runtime_context().runtime_env.get("env_vars") or {}
-        self._logs = Path(_ray_node().get_logs_dir_path())
+        self._logs = Path(ray_node().get_logs_dir_path())
         self._specs = Specs(session.name, name, self._logs, raylet_environ(self._raylet), asked)
         self._directory = client.runtime_directory(name)
         self._keeper = Keeper(self._directory, self._logs, self._specs.cookie(""), self)
-        self._secrets = Secrets(self._directory)
+        self._secrets, self._ports = Secrets(self._directory), Ports()
+        self._orders = Orders(self._keeper, self._specs, self._secrets, self._ports)
         self._going: set[asyncio.Task[None]] = set()
         self._owes_loss = False  # see `note_loss`
         self._noting = threading.Lock()
@@ -93,7 +89,6 @@ class Agent:
         self._pace = Pace()
         self._lease = 0.0  # until when, by `time.monotonic`
         self._leased = asyncio.Event()
-        self._ports = Ports()
         self._tasks = [asyncio.ensure_future(self._watch()), asyncio.ensure_future(self._keep_lease())]
 
     # -- for the spawner ------------------------------------------------------------------------------------------
@@ -137,7 +132,7 @@ class Agent:
             if call != self._handed_on:
                 batch: list[Launch | Request | Signal] = pickle.loads(messages)  # noqa: S301  # from our own spawner
                 await self._leased.wait()
-                await self._hand_on(join, batch)
+                await self._orders.hand_on(batch, lambda: join == self._feed.join)
                 if join == self._feed.join:
                     self._handed_on = call
                     launched = {message.token for message in batch if isinstance(message, Launch)}
@@ -156,68 +151,6 @@ class Agent:
                 return b""
             return self._feed.tell()
 
-    async def read(self, wants: dict[str, tuple[int, str]], timed: bool) -> dict[str, Piece]:
-        """New bytes of log files, see `follow.read_logs`.
-
-        `wants` is {file name: (offset, token)}: while the proc of that token lives, there may come more.
-        """
-        await asyncio.shield(self._finding)
-        offsets = {name: offset for name, (offset, _) in wants.items()}
-        running = self._keeper.running
-        return await read_logs(self._logs, offsets, lambda name: wants[name][1] in running, timed=timed)
-
-    async def begins(self, names: list[str], lines: int | None, since: float | None) -> dict[str, int]:
-        """Where the last so many lines of log files begin, and none from before that time: an offset for `read`."""
-        paths = {name: self._logs / name for name in names}
-        tails = {name: 0 if lines is None else tail_offset(path, lines) for name, path in paths.items()}
-        return {name: max(tails[name], since_offset(path, since) if since else 0) for name, path in paths.items()}
-
-    async def put(self, token: str, writer: str, offset: int, data: bytes, last: bool) -> Taken | None:
-        """Give a proc something to read, see `Inputs.put`."""
-        await asyncio.shield(self._finding)
-        return await self._inputs.put(token, writer, offset, data, last)
-
-    async def resize(self, token: str, rows: int, columns: int) -> None:
-        """Change the size of a proc's terminal, if it has one."""
-        await asyncio.shield(self._finding)
-        self._keeper.send(b"resize", token.encode(), b"%d" % rows, b"%d" % columns)
-
-    async def remove_logs(self, launches: list[tuple[str, str]]) -> None:
-        """Of launches that have ended: (proc_id, token) of each."""
-        for proc_id, token in launches:
-            self._specs.remove_logs(proc_id, token)
-
-    async def open_port(self, name: str) -> int:
-        """A port of this node that nobody else gets until the launch that is granted `name` comes here."""
-        return self._ports.keep(name)
-
-    async def probe(
-        self, token: str, proc_id: str, ready_when: ReadyWhen, offsets: list[int]
-    ) -> tuple[Verdict, list[int]]:
-        """Look for a while whether a proc is ready; offsets: how far its logs have been read, also in the answer."""
-        await asyncio.shield(self._finding)
-        running = self._keeper.running
-        started = running.get(token)
-        if started is None:
-            return "ended", offsets
-        logs = [Path(os.fsdecode(self._specs.log(proc_id, token, stream))) for stream in STREAMS]
-        address = _ray_node().node_ip_address
-        return await probe(ready_when, Subject(started.pid, logs, address, lambda: token in running), offsets)
-
-    async def usage(self) -> dict[str, Use]:
-        """What the trees of all that runs use, by token."""
-        await asyncio.shield(self._finding)
-        return await self._meter.read()
-
-    async def supervisor_bytes(self) -> int:
-        """The memory of the supervisor and its guard."""
-        return await self._meter.supervisor_bytes()
-
-    async def await_gone(self, tokens: list[str]) -> None:
-        """Return when nothing is left of the trees of these launches, which have ended."""
-        await asyncio.shield(self._finding)
-        await asyncio.gather(*map(self._keeper.gone, tokens))
-
     async def end(self, grace: float) -> None:
         """TERM every proc, KILL what is left `grace` seconds later, and return when nothing is.
 
@@ -234,10 +167,6 @@ class Agent:
     async def hush(self) -> None:
         """Return when pending calls have been answered: Ray would report them as failed when this actor is killed."""
         await self._feed.hush()
-
-    async def info(self) -> dict[str, Any]:
-        """Facts for diagnostics: pid, and where things are."""
-        return {"pid": os.getpid(), "directory": str(self._directory), "logs": str(self._logs)}
 
     async def _find(self) -> None:
         """What an agent before us has left; without a supervisor, its launches are forgotten, if it had any."""
@@ -289,34 +218,7 @@ class Agent:
         self._going.add(task)
         task.add_done_callback(self._going.discard)
 
-    # -- launches and requests ------------------------------------------------------------------------------------
-
-    async def _hand_on(self, join: str, batch: list[Launch | Request | Signal]) -> None:
-        failure, supervisor = "", None
-        try:
-            supervisor = await self._keeper.supervisor()
-        except (client.SupervisorError, OSError) as error:
-            failure = f"no supervisor on the node: {error}"
-        if join != self._feed.join:
-            return  # who joined meanwhile has been told that these never came, and has them launched anew, or elsewhere
-        for message in batch:
-            if not isinstance(message, Launch):
-                self._request(message)
-            elif supervisor is not None:
-                self._launch(supervisor, message)
-            else:
-                self._keeper.failed(message.token, message.note, failure)
-        await self._keeper.synced()
-
-    def _request(self, message: Request | Signal) -> None:
-        token = message.token.encode()
-        if isinstance(message, Signal):
-            sender, number = message.key
-            self._keeper.send(b"signal", token, b"%d" % message.signum, sender.encode(), b"%d" % number)
-        elif message.timeout is None:
-            self._keeper.send(b"kill", token)
-        else:
-            self._keeper.send(b"terminate", token, b"%r" % message.timeout)
+    # -- for the keeper ---------------------------------------------------------------------------------------------
 
     def start_supervisor(self) -> None:
         """See `Host`."""
@@ -339,25 +241,6 @@ class Agent:
     def on_superseded(self) -> None:
         """See `Host`: this process is one that Ray has given up and started again elsewhere."""
         os._exit(1)
-
-    def _launch(self, supervisor: Client, message: Launch) -> None:
-        token = message.token
-        if token in self._keeper.running:
-            return  # sent again
-        proc_id, opts, *more = pickle.loads(message.payload)  # noqa: S301  # from our own spawner
-        try:
-            secrets = self._secrets.put(token, opts.secrets) if opts.secrets else None
-            spec = self._specs.make(message, proc_id, opts, secrets, *more[1:])
-            if message.grant is not None and message.grant.port is not None:
-                self._ports.give(message.grant.port)
-            self._keeper.launch(supervisor, Started(token, 0, 0.0, message.note), spec)
-        except ProtocolError as error:
-            text = f"{opts.program}: arguments and environment are too long for exec (E2BIG): {error}"
-            self._keeper.failed(token, message.note, text, code=126)
-        except OSError as error:
-            self._keeper.failed(token, message.note, f"cannot write the proc's secrets: {error.strerror}")
-        except InsideError as error:
-            self._keeper.failed(token, message.note, str(error))
 
     # -- the spawner ----------------------------------------------------------------------------------------------
 
@@ -418,10 +301,3 @@ def _watched(pid: int) -> Callable[[], bool]:
     """A function that tells whether the process has ended."""
     end = os.pidfd_open(pid)  # readable from then on
     return lambda: bool(select.select([end], [], [], 0)[0])
-
-
-def _ray_node() -> Any:
-    """Ray's own description of this node; it has no public name for the log directory."""
-    from ray._private import worker  # noqa: PLC0415  # private: kept to this place
-
-    return worker._global_node  # noqa: SLF001
