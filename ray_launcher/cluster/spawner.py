@@ -16,6 +16,7 @@ import ray
 from ray_launcher.cluster.eventlog import event_log
 from ray_launcher.cluster.events import Events, happening
 from ray_launcher.cluster.gangs import Gangs
+from ray_launcher.cluster.hearing import Hearing
 from ray_launcher.cluster.leases import Leases
 from ray_launcher.cluster.link import LAST_ANSWERS, NEVER_STARTED, Link, Owner
 from ray_launcher.cluster.links import Links
@@ -25,7 +26,6 @@ from ray_launcher.cluster.nodes import Node, fitting
 from ray_launcher.cluster.owed import Owed
 from ray_launcher.cluster.placing import Placer, PlacingError
 from ray_launcher.cluster.queries import Queries
-from ray_launcher.cluster.readiness import Readiness
 from ray_launcher.cluster.registry import Registry
 from ray_launcher.cluster.restored import Restored
 from ray_launcher.cluster.roster import Proc, Roster
@@ -50,7 +50,6 @@ class ClusterSpawner(Queries):
     ) -> None:
         self._events, self._log_event = Events(), event_log(session.name)
         self._roster = Roster(self._tell)
-        self._unsettled: dict[str, tuple[Link, int]] = {}  # by token: a report that is kept, and its number
         self._awaited: dict[str, LaunchKey] = {}  # by proc_id: a launch asked for again that may be found yet
         self._ending = False
         again = ray.get_runtime_context().was_current_actor_reconstructed
@@ -58,7 +57,7 @@ class ClusterSpawner(Queries):
         self._owed = Owed()
         owner = Owner(session, runtime_env, self._owed, registry.next_generation() if again else 0)
         self._owner = owner
-        self._links = Links(owner, self._news, registry.agents() if again else {})
+        self._links = Links(owner, self._hear, registry.agents() if again else {})
         self._memory = Memory(
             registry,
             session,
@@ -78,11 +77,10 @@ class ClusterSpawner(Queries):
         if begun is not None and not again:
             self._links.begin(*begun)
         self._leases = Leases(session.name, again)
-        self._readiness = Readiness()
-        self._going: set[asyncio.Future[None]] = set()
         self._sorting = asyncio.ensure_future(self._sort_out())
         self._placer = Placer(self._links, self._leases, self._holders)
         self._gangs = Gangs(self._placer, registry, self, again)
+        self._hearing = Hearing(self._roster, self._restored, self._gangs, self._leases, self._metrics)
         for key in self._memory.over():
             self._gangs.forget(key)
         for launcher, messages in found.items():
@@ -268,14 +266,9 @@ class ClusterSpawner(Queries):
             if proc is not None:  # found to have been told by an earlier spawner, or cancelled, and perhaps it runs
                 self._stop(proc, None)
                 self._end(proc)
-            self._settle(self._token(key))
+            self._hearing.settle(self._token(key))
             self._gangs.forget(key)
         self._gangs.check()
-
-    def _settle(self, token: str) -> None:
-        kept = self._unsettled.pop(token, None)
-        if kept is not None:
-            kept[0].settle(kept[1])
 
     def on_resync(self, launcher: str, numbers: set[int]) -> None:
         """See `ProcSpawner.on_resync`: what has ended of others need not be kept."""
@@ -322,13 +315,13 @@ class ClusterSpawner(Queries):
 
     def restart(self, proc: Proc, key: LaunchKey, attempt: int) -> Proc:
         """See `gangs.Host`."""
-        self._settle(proc.token)
+        self._hearing.settle(proc.token)
         self._metrics.restarted()
         return self._roster.again(proc, token_of(key, attempt))
 
     def discard(self, proc: Proc) -> None:
         """See `gangs.Host`."""
-        self._settle(proc.token)
+        self._hearing.settle(proc.token)
         self._roster.discard(proc)
 
     def may_come(self, key: LaunchKey) -> bool:
@@ -353,59 +346,8 @@ class ClusterSpawner(Queries):
 
     # -- procs ----------------------------------------------------------------------------------------------------
 
-    def _news(self, link: Link, news: Started | Exit) -> None:
-        self._hear(link, news)
-        if isinstance(news, Exit):
-            self._return_lease(link, news)
-
-    def _return_lease(self, link: Link, end: Exit) -> None:
-        """When nothing is left of the tree: a helper that outlives the leader may still use a GPU."""
-        if end.report.failed_reason is not None:
-            self._leases.release(end.token, reusable=False)
-        elif end.token in self._leases:
-            gone = asyncio.ensure_future(link.ask("await_gone", [end.token]))
-            gone.add_done_callback(lambda _: self._leases.release(end.token, reusable=not link.lost))
-            self._going.add(gone)
-            gone.add_done_callback(self._going.discard)
-
     def _hear(self, link: Link, news: Started | Exit) -> None:
-        proc = self._roster.by_token(news.token)
-        if proc is None and news.token in self._unsettled:
-            return  # told again, as the launcher has been, which has not said yet that it knows
-        proc = proc or self._find(link, news)
-        if isinstance(news, Started):
-            if proc is not None:
-                proc.runs(news)
-                if proc.ready_when is not None and news.pid:
-                    self._readiness.watch(proc, proc.ready_when)
-            return
-        if proc is None:
-            link.settle(news.sequence)  # nobody will ask for it
-            return
-        if news.sequence:
-            self._unsettled[news.token] = link, news.sequence
-        when = link.ours(news.when)
-        self._metrics.heard_of_end(when)
-        proc.finish(news.report, when)
-
-    def _find(self, link: Link, news: Started | Exit) -> Proc | None:
-        """The proc of an agent's news that this spawner, having been restarted, has not heard of; None: no longer."""
-        if not news.note:
-            return None
-        note: Note = pickle.loads(news.note)  # noqa: S301  # our own
-        if note.member is not None and note.member.attempt < self._gangs.attempt(note.key):
-            return None
-        if not self._restored.expects(note.key):
-            return None
-        proc = self._roster.add(note.proc_id, news.token, note.key, note.member)
-        proc.ready_when, proc.forget = note.ready_when, note.forget
-        proc.place(link)
-        if note.lease is not None:
-            self._leases.adopt(news.token if note.member is None else note.member.team, note.lease)
-        if note.member is not None:
-            self._gangs.add(proc, note.key, note.member, again=True)
-        self._restored.found()
-        return proc
+        self._hearing.hear(link, news)
 
     def _tell(self, proc: Proc) -> None:
         state = proc.state
