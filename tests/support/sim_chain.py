@@ -202,7 +202,7 @@ class World:
             return_all=lambda _, spared: None if spared else self.leases.clear(),
             _watched=lambda _: lambda: False,
             Ports=lambda: types.SimpleNamespace(keep=lambda _: 7, give=lambda _: None),
-            _ray_node=lambda: types.SimpleNamespace(get_logs_dir_path=lambda: "/nonexistent/logs"),
+            ray_node=lambda: types.SimpleNamespace(get_logs_dir_path=lambda: "/nonexistent/logs"),
         )
         link = _copy(
             chain + "link",
