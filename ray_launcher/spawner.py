@@ -100,7 +100,8 @@ class ProcSpawner(ABC):
 
     async def in_turn(self, launcher: str, number: int) -> None:
         """For a subclass's own calls: returns when every message of `launcher` up to `number` has begun."""
-        await desk_of(self).account(launcher).turn_of(number)
+        if number >= 0:  # who has sent nothing leaves nothing here
+            await desk_of(self).account(launcher).turn_of(number)
 
     # -- for subclasses that survive a restart --------------------------------------------------------------------
 

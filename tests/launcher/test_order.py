@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import signal
 import threading
@@ -12,6 +13,7 @@ import pytest
 import ray
 
 from ray_launcher import ActorProcLauncher, Failed, LaunchOptions, RayProcLauncher, Signaled
+from ray_launcher.spawner import desk_of
 from ray_launcher.testing import Call, FakeSpawner
 
 DEADLINE = 60.0
@@ -113,6 +115,12 @@ def test_two_launchers_of_one_spawner_do_not_wait_for_each_other(
     for number in (1, 2, 3):
         one.kill(str(number))
     assert {port.wait(DEADLINE).kind for port in ports[1:]} == {KILLED}
+
+
+def test_who_only_asks_leaves_nothing_behind() -> None:
+    spawner = FakeSpawner()
+    asyncio.run(spawner.in_turn("asks once a second", -1))
+    assert desk_of(spawner)._accounts == {}
 
 
 def test_requests_meant_for_one_launch_never_reach_the_next_of_the_same_id(spawner: Any) -> None:
