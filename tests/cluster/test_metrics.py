@@ -115,6 +115,7 @@ def test_a_scrape_shows_what_there_is_and_the_end_of_a_session_takes_gauges_back
     assert scrape(address, port).value("ray_launcher_exits_total", kind="signaled") == 2
 
 
+@pytest.mark.slow
 def test_what_a_spawner_told_before_it_was_killed_does_not_stay(driver: tuple[Driver, str, int]) -> None:
     """Ray shows the gauges of a dead process for two intervals more."""
     process, address, port = driver

@@ -6,6 +6,10 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+from ray_launcher import ProcLauncherError, RayProcLauncher
+
 SCRIPT = """
 import ray
 from ray.util.client.ray_client_helpers import ray_start_client_server
@@ -20,7 +24,13 @@ with ray_start_client_server():
 """
 
 
-def test_ray_client_is_refused_with_the_reason() -> None:
+def test_its_address_is_refused_with_the_reason() -> None:
+    with pytest.raises(ProcLauncherError, match=r"Ray Client \(ray://\) cannot tell how procs end: run this on a node"):
+        RayProcLauncher(address="ray://host:1")
+
+
+@pytest.mark.slow
+def test_a_process_that_is_connected_so_is_refused_too() -> None:
     command = [sys.executable, "-c", SCRIPT]
     environ = {**os.environ, "RAY_AUTH_MODE": "disabled"}
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=100, check=False)
