@@ -19,6 +19,7 @@ from ray_launcher.errors import (
     TerminateError,
     UnknownProcError,
     UnknownSessionError,
+    UnknownSpawnerError,
 )
 from ray_launcher.exits import (
     Exited,
@@ -36,6 +37,7 @@ from ray_launcher.launcher import ActorProcLauncher, LaunchResult, ProcLauncher
 from ray_launcher.logs import LogChunk
 from ray_launcher.nodes import NodeSummary, list_nodes
 from ray_launcher.options import LaunchOptions, Placement, ProcBind
+from ray_launcher.plugins import find_spawner, spawner_names
 from ray_launcher.port import ExitPort
 from ray_launcher.ranks import Strategy, gang_env
 from ray_launcher.readiness import ReadyWhen
@@ -90,13 +92,16 @@ __all__ = [
     "TerminateError",
     "UnknownProcError",
     "UnknownSessionError",
+    "UnknownSpawnerError",
     "decode_exit",
     "examine_cluster",
     "find_leftovers",
+    "find_spawner",
     "gang_env",
     "is_spare",
     "list_nodes",
     "list_sessions",
     "reap",
+    "spawner_names",
     "start_spawner",
 ]

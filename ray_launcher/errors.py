@@ -9,7 +9,8 @@
         ├── LogsLostError       what a proc wrote cannot be read: its node is lost
         ├── NotReadyError       a proc has ended before it was ready
         ├── UnknownProcError    no proc of this id is known here
-        └── UnknownSessionError no session of this name is there
+        ├── UnknownSessionError no session of this name is there
+        └── UnknownSpawnerError no installed package offers a spawner of this name
 
 How a proc ends is never an exception: it is a ``ProcExitResult`` (see ``exits``). A wrong argument is the caller's
 mistake and raises ``TypeError`` or ``ValueError`` instead.
@@ -28,6 +29,7 @@ __all__ = [
     "TerminateError",
     "UnknownProcError",
     "UnknownSessionError",
+    "UnknownSpawnerError",
     "describe_exception",
 ]
 
@@ -66,6 +68,10 @@ class UnknownProcError(ProcLauncherError):
 
 class UnknownSessionError(ProcLauncherError):
     """The cluster has no session of this name."""
+
+
+class UnknownSpawnerError(ProcLauncherError):
+    """No installed package offers a spawner of this name; the text lists those that there are."""
 
 
 def describe_exception(error: BaseException) -> str:

@@ -15,7 +15,7 @@ import ray_launcher
 ROOT = Path(ray_launcher.__file__).parent
 WORDS = {"errors", "exits", "options", "checks", "frozen", "callables", "info", "limits", "ranks", "readiness"}
 WORDS |= {"usage", "checkup"}
-CONTRACT = {"outcomes", "pace", "desk", "spawner", "port", "ledger", "mail", "launcher"}
+CONTRACT = {"outcomes", "pace", "desk", "spawner", "port", "ledger", "mail", "launcher", "plugins"}
 TOP = {"session", "sessions", "nodes", "doctor", "packages", "logs", "gang", "plan", "stdin", "view", "changes"}
 EDGES = {"cli", "integrations", "testing", "__main__"}
 #: Each layer may import those before it, and itself.

@@ -14,7 +14,7 @@ def launch(job: Job, target: Target) -> None:
     try:
         connect(target.address, start=False)
         job.settle()
-        launcher = target.open()
+        launcher = target.session_launcher()
         job.launch(launcher)
         launcher.close()
     except (ConnectError, ProcLauncherError, TypeError, ValueError) as error:

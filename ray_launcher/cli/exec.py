@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 
 import click
 
-from ray_launcher import LaunchOptions, LaunchResult, ProcInfo, ProcLauncherError, RayProcLauncher
+from ray_launcher import ActorProcLauncher, LaunchOptions, LaunchResult, ProcInfo, ProcLauncherError, RayProcLauncher
 from ray_launcher.cli.connect import ConnectError
 from ray_launcher.cli.jobs import Target
 from ray_launcher.cli.options import variable
@@ -55,10 +55,11 @@ class Into:
         except (click.ClickException, ProcLauncherError) as error:
             raise ConnectError(error.message if isinstance(error, click.ClickException) else str(error)) from error
 
-    def launch(self, launcher: RayProcLauncher) -> Sequence[LaunchResult]:
+    def launch(self, launcher: ActorProcLauncher) -> Sequence[LaunchResult]:
         """See `Job`."""
         assert self._found is not None  # noqa: S101  # see settle
         there, info = self._found
+        assert isinstance(launcher, RayProcLauncher)  # noqa: S101  # its target names no plug-in
         launched = launcher.exec(info.proc_id, self._options, of=there)
         self._launched = launcher, launched.proc_id
         threading.Thread(target=self._watch, args=(there,), name="session", daemon=True).start()

@@ -10,22 +10,31 @@ from typing import Any, NamedTuple, Protocol
 
 import ray
 
-from ray_launcher import Gang, LaunchOptions, LaunchResult, ProcLauncherError, RayProcLauncher
+from ray_launcher import ActorProcLauncher, Gang, LaunchOptions, LaunchResult, ProcLauncherError, RayProcLauncher
 from ray_launcher.cli.connect import ConnectError
 from ray_launcher.cli.gangs import Shape
+from ray_launcher.cli.plugged import Plugged, Plugin
 from ray_launcher.cli.resources import is_address
 
 
 class Target(NamedTuple):
-    """Where to launch. session: a detached one; None: one that ends with us.  grace: when that happens, in seconds."""
+    """Where to launch. session: a detached one; None: one that ends with us.  grace: when that happens, in seconds.
+
+    spawner: what starts the procs instead of a session.
+    """
 
     address: str | None
     session: str | None
     grace: float
     runtime_env: dict[str, Any] | None
+    spawner: Plugin | None = None
 
-    def open(self) -> RayProcLauncher:
+    def open(self) -> RayProcLauncher | Plugged:
         """A launcher there, on the cluster to which this process is connected."""
+        return self.session_launcher() if self.spawner is None else self.spawner.start()
+
+    def session_launcher(self) -> RayProcLauncher:
+        """The same, of a session."""
         return RayProcLauncher(
             session=self.session,
             detached=self.session is not None,
@@ -52,7 +61,7 @@ class Job(Protocol):
     def settle(self) -> None:
         """Look up on the cluster, to which this process is connected, what is still open. Raises `ConnectError`."""
 
-    def launch(self, launcher: RayProcLauncher) -> Sequence[LaunchResult]:
+    def launch(self, launcher: ActorProcLauncher) -> Sequence[LaunchResult]:
         """By rank. Raises `ProcLauncherError`, TypeError and ValueError."""
 
     def terminate(self, ranks: Collection[int], grace: float) -> None:
@@ -76,14 +85,14 @@ class Several:
     def __init__(self, name: str, launches: Mapping[str, LaunchOptions]) -> None:
         self.name, self.launches = name, launches
         self.restarts = any(options.max_restarts for options in launches.values())
-        self._launcher: RayProcLauncher | None = None
+        self._launcher: ActorProcLauncher | None = None
 
     def settle(self) -> None:
         """See `Job`."""
         settle = _settler()
         self.launches = {proc_id: settle(options) for proc_id, options in self.launches.items()}
 
-    def launch(self, launcher: RayProcLauncher) -> Sequence[LaunchResult]:
+    def launch(self, launcher: ActorProcLauncher) -> Sequence[LaunchResult]:
         """See `Job`."""
         self._launcher = launcher
         launched = launcher.launch_many(self.launches)
@@ -100,7 +109,7 @@ class Several:
     def blame(self) -> None:
         """See `Job`."""
 
-    def _each(self, ranks: Collection[int], ask: Callable[[RayProcLauncher, str], object]) -> None:
+    def _each(self, ranks: Collection[int], ask: Callable[[ActorProcLauncher, str], object]) -> None:
         if self._launcher is not None:
             ids = list(self.launches)
             for rank in sorted(ranks):
@@ -120,8 +129,9 @@ class AGang:
         """See `Job`."""
         self.options = _settler()(self.options)
 
-    def launch(self, launcher: RayProcLauncher) -> Sequence[LaunchResult]:
+    def launch(self, launcher: ActorProcLauncher) -> Sequence[LaunchResult]:
         """See `Job`."""
+        assert isinstance(launcher, RayProcLauncher)  # noqa: S101  # no plug-in starts gangs
         gang = launcher.launch_gang(
             self.name,
             self.options,

@@ -19,6 +19,7 @@ from ray_launcher.cli.gangs import Shape, gang_options, shape_of
 from ray_launcher.cli.jobs import AGang, Several, Target
 from ray_launcher.cli.limits import grace_period, limit_fields, limit_options, once
 from ray_launcher.cli.outcome import TAIL_LINES
+from ray_launcher.cli.plugged import plugin_of, spawner_options
 from ray_launcher.cli.resources import placement, resource_options
 from ray_launcher.cli.restarts import restart_fields, restart_options
 from ray_launcher.cli.running import Run
@@ -57,6 +58,9 @@ start writes is shown; the exit code is that of the last one.
 
 What --cpus, --gpus, --memory and --resources name is held by each proc while it runs. While it is not to be had, a line
 on stderr says what is waited for.
+
+With --spawner a plug-in starts the procs, in containers, say. What it makes of other options is its own affair; of what
+they write, the last lines of stderr are shown, at their end.
 
 Ctrl-C, SIGTERM or SIGHUP terminates the procs; a second Ctrl-C kills them; a third stops waiting for anything.
 
@@ -129,6 +133,7 @@ def _text(value: str) -> str:
 @click.option(
     "--rm", "forget", is_flag=True, help="Once the procs have ended, neither remember them nor keep their logs."
 )
+@spawner_options
 @click.option("--dry-run", is_flag=True, help="Print what would be launched, and launch nothing.")
 @click.option(
     "--address", type=_text, metavar="ADDRESS", help="Cluster to use: HOST:PORT, auto, or local to start Ray."
@@ -159,11 +164,11 @@ def run(  # noqa: PLR0913  # one argument per option
     **others: Any,
 ) -> int:
     """See `_HELP`."""
-    if detach and session is None:
-        session = default_session()
+    plugin = plugin_of(ctx, others)
+    session = None if plugin is not None else session or (default_session() if detach else None)
     env = variables(others)
     fields = stdin_fields(others, env)
-    target = Target(address, session, grace, runtime_env(others))
+    target = Target(address, session, grace, runtime_env(others), plugin)
     try:
         shape = shape_of({"nprocs": nprocs, **others})
         restarts = restart_fields(others)
@@ -173,7 +178,7 @@ def run(  # noqa: PLR0913  # one argument per option
             "program": program,
             "args": args,
             "env_remove": others["env_remove"],
-            "cwd": _directory(cwd, target.runtime_env),
+            "cwd": _directory(cwd, target),
             "tail_lines": TAIL_LINES,
             "placement": placement(others),
             "forget": others["forget"],
@@ -229,9 +234,9 @@ def _gang(name: str, shape: Shape, grace: float, env: Mapping[str, str], shared:
     return AGang(name, shape, LaunchOptions(env=env, **shared), grace)
 
 
-def _directory(cwd: str | None, theirs: Mapping[str, Any] | None) -> str | None:
-    """None for the node's own: where Ray brings one there, or the current directory has been removed."""
-    if theirs is not None and "working_dir" in theirs:
+def _directory(cwd: str | None, target: Target) -> str | None:
+    """None for the node's own, or the plug-in's: where Ray brings one there, or the current directory was removed."""
+    if target.spawner is not None or "working_dir" in (target.runtime_env or {}):
         return cwd
     try:
         return os.path.abspath(cwd or ".")  # noqa: PTH100  # pathlib keeps `..`

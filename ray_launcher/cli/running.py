@@ -30,6 +30,7 @@ from ray_launcher.cli.output import (
     code_of_closed,
     words_of,
 )
+from ray_launcher.cli.plugged import Plugged
 from ray_launcher.cli.progress import Progress
 from ray_launcher.cli.signals import deliver_to, ignore
 from ray_launcher.cli.terminal import Feed
@@ -62,7 +63,7 @@ class Run:
         self._ids: list[str] = []  # by rank, once launched
         self._mail: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._screen = Screen(on_closed=lambda error: self._mail.put(partial(self._output_closed, error)))
-        self._launcher: RayProcLauncher | None = None
+        self._launcher: RayProcLauncher | Plugged | None = None
         self._shower: threading.Thread | None = None
         self._watch: Watch | None = None
         self._progress = Progress(self._screen)
@@ -116,7 +117,7 @@ class Run:
             self._mail.put(partial(self._begin, launcher))
         threading.Event().wait()  # for ever: see above
 
-    def _show(self, launcher: RayProcLauncher, view: View) -> None:
+    def _show(self, launcher: RayProcLauncher | Plugged, view: View) -> None:
         ranks = {proc_id: rank for rank, proc_id in enumerate(self._ids)}
         try:
             for chunk in launcher.follow(self._ids):
@@ -147,7 +148,7 @@ class Run:
 
     # -- what may come --------------------------------------------------------------------------------------------
 
-    def _begin(self, launcher: RayProcLauncher) -> None:
+    def _begin(self, launcher: RayProcLauncher | Plugged) -> None:
         self._launcher = launcher
         try:
             launched = self._job.launch(launcher)
@@ -163,6 +164,8 @@ class Run:
         self._shower = threading.Thread(target=self._show, args=(launcher, view), name="output", daemon=True)
         self._shower.start()
         self._progress.begin(len(self._ids))
+        if isinstance(launcher, Plugged):
+            return  # there is nothing more to be seen of its procs
         if self._feed is not None:
             self._feed.begin(launcher.stdin(self._ids[0]), self._hear_of_input, lambda: None)
         self._watch = Watch(launcher, self._ids, self._hear_of_start, restarts=self._job.restarts)
@@ -237,7 +240,7 @@ class Run:
     def _hang_up(self) -> None:
         """Shells that talk to a terminal do not heed SIGTERM."""
         with contextlib.suppress(ProcLauncherError):
-            if self._launcher is not None:
+            if isinstance(self._launcher, RayProcLauncher):
                 self._launcher.signal(self._ids[0], signal.SIGHUP)
 
     def _hurry(self) -> None:

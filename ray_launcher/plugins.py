@@ -1,0 +1,44 @@
+"""Spawners by name: those that installed packages offer under the entry-point group `ray_launcher.spawners`."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+
+from ray_launcher.errors import ProcLauncherError, UnknownSpawnerError, describe_exception
+from ray_launcher.spawner import ProcSpawner
+
+#: A package names its spawners there, in pyproject.toml: `[project.entry-points."ray_launcher.spawners"]`, and
+#: `NAME = "MODULE:CLASS"` for each.
+GROUP = "ray_launcher.spawners"
+
+
+def spawner_names() -> list[str]:
+    """The names that `find_spawner` knows, sorted. Nothing is imported for that."""
+    return sorted(_offered())
+
+
+def find_spawner(name: str) -> type[ProcSpawner]:
+    """The class of that name, for `start_spawner`.
+
+    Raises `UnknownSpawnerError`, which lists the names that there are; `ProcLauncherError` where what is behind the
+    name cannot be imported or is no `ProcSpawner`; TypeError.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a str, not {type(name).__name__}")
+    offered = _offered()
+    if name not in offered:
+        known = ", ".join(sorted(offered)) or "none: no installed package offers any"
+        raise UnknownSpawnerError(f"no spawner {name!r}; those that are installed: {known}")
+    found = offered[name]
+    where = f"spawner {name!r} ({found.value}{'' if found.dist is None else f', of {found.dist.name}'})"
+    try:
+        spawner_cls = found.load()
+    except Exception as error:
+        raise ProcLauncherError(f"{where} cannot be imported: {describe_exception(error)}") from error
+    if not (isinstance(spawner_cls, type) and issubclass(spawner_cls, ProcSpawner)):
+        raise ProcLauncherError(f"{where} is no subclass of ray_launcher.ProcSpawner")
+    return spawner_cls
+
+
+def _offered() -> dict[str, EntryPoint]:
+    return {each.name: each for each in entry_points(group=GROUP)}

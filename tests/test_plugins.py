@@ -1,0 +1,46 @@
+"""Spawners by name: found among those that installed packages offer, or an error that says what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from custom_spawner import LocalSpawner
+from plugin_rig import offer
+
+from ray_launcher import ProcLauncherError, UnknownSpawnerError, find_spawner, spawner_names
+
+
+@pytest.fixture(autouse=True)
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package with spawners of all kinds."""
+    offer(tmp_path, local="custom_spawner:LocalSpawner", broken="nothing_there:Spawner", odd="os:getcwd")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def test_a_spawner_is_found_by_its_name() -> None:
+    assert find_spawner("local") is LocalSpawner
+
+
+def test_names_are_told_without_an_import() -> None:
+    assert {"broken", "local", "odd"} <= set(spawner_names())
+
+
+def test_an_unknown_name_lists_those_that_there_are() -> None:
+    with pytest.raises(UnknownSpawnerError, match=r"no spawner 'lokal'; those that are installed: broken, .*odd"):
+        find_spawner("lokal")
+
+
+def test_one_that_cannot_be_imported_says_why_and_whose_it_is() -> None:
+    with pytest.raises(ProcLauncherError, match=r"'broken' \(nothing_there:Spawner, of offers\) cannot be imported"):
+        find_spawner("broken")
+
+
+def test_what_is_no_spawner_is_refused() -> None:
+    with pytest.raises(ProcLauncherError, match=r"'odd' .* is no subclass of ray_launcher.ProcSpawner"):
+        find_spawner("odd")
+
+
+def test_a_name_is_a_str() -> None:
+    with pytest.raises(TypeError, match="name must be a str, not NoneType"):
+        find_spawner(None)  # type: ignore[arg-type]
