@@ -33,6 +33,7 @@ from ray_launcher import (
 #: until Monarch listens there, which it may: both reuse the address, and this one never listens.
 _WORKER = """
 import os, socket
+from monarch.actor import run_worker_loop_forever
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
     way.connect((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))
     here = way.getsockname()[0]
@@ -41,7 +42,6 @@ kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 kept.bind((here, 0))
 address = f"tcp://{here}:{kept.getsockname()[1]}"
 print(address, flush=True)
-from monarch.actor import run_worker_loop_forever
 run_worker_loop_forever(address=address, ca="trust_all_connections")
 """
 _TRUST = "trust_all_connections"
