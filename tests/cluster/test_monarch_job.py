@@ -24,6 +24,7 @@ pytestmark = [
 ]
 
 DRIVER = Path(__file__).parents[1] / "support" / "monarch_hosting.py"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 Facts = list[dict[str, Any]]
 
 
@@ -91,8 +92,14 @@ def test_a_job_can_run_what_it_was_made_for_and_nothing_else(life: Facts) -> Non
     assert not any(found["can_run_other"].values())
 
 
-def test_a_killed_worker_is_told_by_our_exit_and_by_monarchs_supervision(life: Facts) -> None:
+def test_a_killed_worker_is_told_by_its_exit(life: Facts) -> None:
     _, _, lost, _ = life
+    assert lost["exit"] == "killed by SIGKILL"
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_told_by_monarchs_supervision_too(nodes: Nodes) -> None:
+    [lost] = told(ran(str(DRIVER), "lose", nodes.address, ""))
     assert lost["exit"] == "killed by SIGKILL"
     assert lost["supervision"].startswith("SupervisionError: ")
 
@@ -167,3 +174,19 @@ def test_a_job_that_is_not_detached_ends_with_its_driver(nodes: Nodes) -> None:
         assert all(map(running, facts["pids"]))
         os.kill(driver.pid, signal.SIGKILL)
     until(lambda: not any(map(running, facts["pids"])), "the workers are gone", DEADLINE)
+
+
+def test_the_example_computes_on_two_nodes(nodes: Nodes) -> None:
+    output = ran(str(EXAMPLES / "monarch_mesh.py"), RAY_ADDRESS=nodes.address)
+    assert output.splitlines()[-1] == "4 actors: pi is about 3.141"
+
+
+@pytest.mark.slow
+def test_monarchs_spmd_finds_the_same_losses_as_torchrun(nodes: Nodes, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4")
+    expected = ran(*torchrun, str(EXAMPLES / "scripts" / "ddp.py"), "--checkpoint", str(tmp_path / "checkpoint"))
+    output = ran(str(EXAMPLES / "monarch_ddp.py"), RAY_ADDRESS=nodes.address)
+    steps = [line for line in output.splitlines() if line.startswith("step ")]
+    assert steps == expected.splitlines()
+    assert len(steps) == 5

@@ -96,8 +96,6 @@ def make(address: str, cache: str) -> None:
 
 def find(address: str, cache: str) -> None:
     """Find it again, lose a host, and end it."""
-    monarch.actor.unhandled_fault_hook = lambda failure: None  # else the driver ends with the first mesh that fails
-    configure(get_actor_state_max_idle="1s", message_delivery_timeout="2s", get_proc_state_max_idle="1s")
     job = the_job(address)
     state = job.state(cached_path=cache)
     cached: Any = job._running
@@ -124,7 +122,6 @@ def find(address: str, cache: str) -> None:
         can_run=cached.can_run(the_job(address)),
         state_again=raised(lambda: job.state(cached_path=None)),
         workers=worker_facts(cached),
-        supervision=supervision_error(workers),
     )
     job.kill()
     say(
@@ -134,13 +131,22 @@ def find(address: str, cache: str) -> None:
     )
 
 
-def supervision_error(workers: Any) -> str:
-    """What Monarch raises once it has noticed."""
+def lose(address: str, cache: str) -> None:
+    """Lose a host while an actor mesh lives there; Monarch takes ten seconds and more to notice."""
+    del cache
+    monarch.actor.unhandled_fault_hook = lambda failure: None  # else it ends the driver
+    configure(get_actor_state_max_idle="1s", message_delivery_timeout="2s", get_proc_state_max_idle="1s")
+    job = RayJob({"hosts": 2}, address=address, grace=1)
+    workers = job.state(cached_path=None).hosts.spawn_procs(per_host={"gpus": 2}).spawn("worker", Worker)
+    workers.square.call().get()
+    victim = job.workers("hosts")[1]
+    os.kill(victim.pid, signal.SIGKILL)
     give_up = time.monotonic() + DEADLINE
-    text = ""
-    while "SupervisionError" not in text and time.monotonic() < give_up:
-        text = raised(lambda: workers.square.call().get(timeout=5))
-    return text
+    supervision = ""
+    while "SupervisionError" not in supervision and time.monotonic() < give_up:
+        supervision = raised(lambda: workers.square.call().get(timeout=5))
+    say(exit=str(victim.exit_port.wait(DEADLINE)), supervision=supervision)
+    job.kill()
 
 
 def share(address: str, cache: str) -> None:
@@ -212,4 +218,4 @@ def bound(address: str, cache: str) -> None:
 
 
 if __name__ == "__main__":
-    {"make": make, "find": find, "share": share, "bound": bound}[sys.argv[1]](*sys.argv[2:])
+    {"make": make, "find": find, "lose": lose, "share": share, "bound": bound}[sys.argv[1]](*sys.argv[2:])
