@@ -140,6 +140,7 @@ def lose(address: str, cache: str) -> None:
     workers = job.state(cached_path=None).hosts.spawn_procs(per_host={"gpus": 2}).spawn("worker", Worker)
     workers.square.call().get()
     victim = job.workers("hosts")[1]
+    assert victim.pid is not None
     os.kill(victim.pid, signal.SIGKILL)
     give_up = time.monotonic() + DEADLINE
     supervision = ""
