@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import json
 import os
 import signal
@@ -16,9 +16,18 @@ from leaks import leaving_nothing
 from node_rig import running, until
 from ray_rig import ALL, DEADLINE, Nodes, ran
 
+
+def release() -> tuple[int, ...]:
+    """Monarch's; (0,) without."""
+    try:
+        return tuple(map(int, importlib.metadata.version("torchmonarch").split(".")[:2]))
+    except importlib.metadata.PackageNotFoundError:
+        return (0,)
+
+
 pytestmark = [
     pytest.mark.skipif(
-        importlib.util.find_spec("monarch") is None, reason="needs Monarch (pip install 'ray-proc-launcher[monarch]')"
+        release() < (0, 7), reason="needs Monarch, release 0.7.0 or later (pip install 'ray-proc-launcher[monarch]')"
     ),
     pytest.mark.timeout(200),  # drivers of Monarch's do all there is to do
 ]

@@ -142,3 +142,8 @@ def test_a_spawner_that_is_gone_for_good_is_a_failure(facts: dict[str, Any]) -> 
 
 def test_procs_end_with_the_actors_process_and_monarch_tells_the_caller(facts: dict[str, Any]) -> None:
     assert facts["actor_killed"] == "SupervisionError"
+
+
+def test_procs_end_with_an_actor_that_is_stopped_and_their_ends_are_told(facts: dict[str, Any]) -> None:
+    before_their_ends = facts["a_clean_environment"] is None  # releases before 0.7.0 tell the caller of the stop itself
+    assert ("SupervisionError" if before_their_ends else "signal=15") in facts["actor_stopped"]

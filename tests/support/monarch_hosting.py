@@ -166,7 +166,9 @@ def share(address: str, cache: str) -> None:
         say(
             answer=answer,
             left=left,
-            waits=raised(lambda: RayJob({"hosts": 1}, placement=too_big, **own).state(cached_path=None)),
+            waits=raised(
+                lambda: RayJob({"good": 1, "big": 1}, placement={"big": too_big}, **own).state(cached_path=None)
+            ),
             too_many=raised(lambda: RayJob({"hosts": 9}, **own).state(cached_path=None)),
             no_python=raised(lambda: RayJob({"hosts": 1}, python="/no/python", **own).state(cached_path=None)),
             no_monarch=raised(

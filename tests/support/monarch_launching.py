@@ -205,17 +205,20 @@ def fifo() -> Iterator[tuple[Path, Callable[[], str]]]:
         path.unlink()
 
 
-class LostActor:
-    """The process of an actor is SIGKILLed while its proc runs. Monarch takes ten seconds to tell that."""
+class Ended:
+    """The actor ends while its proc runs: it is stopped, or SIGKILLed, which Monarch tells ten seconds later."""
 
-    def __init__(self, address: str) -> None:
-        mesh = this_host().spawn_procs(name="lost")
+    def __init__(self, address: str, *, kill: bool) -> None:
+        mesh = this_host().spawn_procs(name="ended")
         launcher = mesh.spawn("launcher", MonarchProcLauncher, {"address": address, "grace": 0.5})
         pid = mesh.spawn("whereabouts", Whereabouts).pid.call_one().get()
         with fifo() as (path, up):
             self._answer = launcher.launch.call_one("orphan", shell(f"echo $$ > {path}; exec sleep 9999"))
             proc = int(up())
-        os.kill(pid, signal.SIGKILL)
+        if kill:
+            os.kill(pid, signal.SIGKILL)
+        else:
+            mesh.stop().get()
         until(lambda: not Path(f"/proc/{proc}").exists(), "the proc is gone", DEADLINE)
 
     def caught(self) -> str:
@@ -233,14 +236,14 @@ def main(address: str) -> None:
     handler = logging.Handler()
     handler.emit = lambda record: log.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("ray_launcher.integrations.monarch").addHandler(handler)
-    lost = LostActor(address)
+    killed, stopped = Ended(address, kill=True), Ended(address, kill=False)
     launcher = this_proc().spawn(
         "launcher", MonarchProcLauncher, {"address": address, "session": SESSION, "grace": 0.5}
     )
     scenarios = Scenarios(launcher, log)
     names = [name for name, value in vars(Scenarios).items() if not name.startswith("_")]
     facts = {name: getattr(scenarios, name)() for name in names if name not in ("end_of", "told")}
-    facts["actor_killed"] = lost.caught()
+    facts |= {"actor_stopped": stopped.caught(), "actor_killed": killed.caught()}
     sys.stdout.write(json.dumps(facts) + "\n")
 
 

@@ -1,7 +1,8 @@
 """`RayJob`: Monarch hosts on the nodes of a Ray cluster, as a Monarch job beside its Slurm and Kubernetes ones.
 
 Each mesh is a gang of workers, one per host, in a detached session, so that another driver finds them again. A worker
-chooses a port, says in its first line of output where it listens, and then serves Monarch's hosts there.
+chooses a port, says in its first line of output where it listens, and then serves Monarch's hosts there. Needs release
+0.7.0 of Monarch.
 """
 
 from __future__ import annotations
@@ -153,7 +154,11 @@ class RayJob(JobTrait):
         launcher = self._found()
         self._listen()
         if not self._workers:
-            self._workers = {mesh: self._addresses(launcher, mesh) for mesh in self._meshes}
+            try:
+                self._workers = {mesh: self._addresses(launcher, mesh) for mesh in self._meshes}
+            except BaseException:  # Ctrl-C, too
+                self._kill()
+                raise
         elif gone := self._gone(launcher):
             raise RuntimeError(f"the job {self._name} has lost hosts: " + ", ".join(map(_end, gone.items())))
         hosts = {
@@ -165,8 +170,12 @@ class RayJob(JobTrait):
     def _kill(self) -> None:
         try:
             launcher = self._found()
-        except (UnknownSessionError, ConnectionError):
-            return  # it is gone, or the whole cluster
+        except ConnectionError:
+            return  # the whole cluster is gone
+        except UnknownSessionError:
+            if ray.get_runtime_context().gcs_address == self._address:
+                return  # it is gone
+            raise
         if self._asked_session is None:
             launcher.end(self._grace)
         else:

@@ -10,7 +10,6 @@ import dataclasses
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from functools import partial
 from pathlib import PurePath
 from typing import Any
 
@@ -21,11 +20,11 @@ from monarch.actor import Port, endpoint
 
 from ray_launcher import (
     Exited,
+    ExitPort,
     Failed,
     LaunchOptions,
     Placement,
     ProcBind,
-    ProcExitResult,
     ProcLauncherError,
     RayProcLauncher,
     Signaled,
@@ -74,6 +73,7 @@ class MonarchProcLauncher(ProcLauncher):
         self._launcher = RayProcLauncher(**settings)
         self._rays = {*(set(os.environ) - before), _TOKEN}
         self._told: set[str] = set()
+        self._answers: set[asyncio.Future[None]] = set()  # to come
 
     @endpoint(explicit_response_port=True)
     async def launch(self, exit_port: Port[MonarchExit], proc_id: str, opts: MonarchOptions) -> None:
@@ -83,7 +83,9 @@ class MonarchProcLauncher(ProcLauncher):
         except Exception as error:  # noqa: BLE001  # with an explicit port nobody else tells it
             exit_port.exception(error)
             return
-        port.add_done_callback(partial(_answer, exit_port))
+        answer = asyncio.ensure_future(_answer(exit_port, port))
+        self._answers.add(answer)
+        answer.add_done_callback(self._answers.discard)
 
     @endpoint
     async def terminate(self, proc_id: str, timeout_secs: float) -> None:
@@ -102,8 +104,10 @@ class MonarchProcLauncher(ProcLauncher):
             _logger.warning("kill(%r): %s", proc_id, error)
 
     async def __cleanup__(self, exc: Exception | None) -> None:
-        """Called by Monarch when the actor stops: ends the session, unless it is detached."""
+        """Called by Monarch when the actor stops: ends the session, unless it is detached, and tells what has ended."""
         await asyncio.to_thread(self._launcher.close, _GRACE)
+        if not self._launcher.detached:
+            await asyncio.gather(*self._answers)
 
     def _translated(self, opts: MonarchOptions) -> LaunchOptions:
         self._tell("LaunchOptions.", {each.name for each in dataclasses.fields(opts)} - _FIELDS)
@@ -137,7 +141,8 @@ class MonarchProcLauncher(ProcLauncher):
             _logger.warning("Monarch's %s is unknown to this version of ray_launcher, and left out", name)
 
 
-def _answer(exit_port: Port[MonarchExit], result: ProcExitResult) -> None:
+async def _answer(exit_port: Port[MonarchExit], port: ExitPort) -> None:
+    result = await port
     kind = result.kind
     exit_port.send(
         MonarchExit(
