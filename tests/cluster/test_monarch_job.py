@@ -101,6 +101,12 @@ def test_a_job_can_run_what_it_was_made_for_and_nothing_else(life: Facts) -> Non
     assert not any(found["can_run_other"].values())
 
 
+def test_a_job_whose_cluster_cannot_be_reached_can_run_nothing_and_is_not_called_killed(life: Facts) -> None:
+    made, *_ = life
+    assert not made["unreachable"]["can_run"]
+    assert "ConnectionError: the job's Ray cluster at '127.0.0.1:1' cannot be reached" in made["unreachable"]["kill"]
+
+
 def test_a_killed_worker_is_told_by_its_exit(life: Facts) -> None:
     _, _, lost, _ = life
     assert lost["exit"] == "killed by SIGKILL"

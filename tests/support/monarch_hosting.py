@@ -77,6 +77,9 @@ def worker_facts(job: RayJob) -> dict[str, Any]:
 
 def make(address: str, cache: str) -> None:
     """Make the job, use it, and leave it running."""
+    gone = the_job("127.0.0.1:1")
+    gone._status = "running"  # as one that was cached
+    unreachable = {"can_run": gone.can_run(the_job(address)), "kill": raised(gone.kill)}
     job = the_job(address)
     state = job.state(cached_path=cache)
     procs = state.trainers.spawn_procs(per_host={"gpus": 2})
@@ -91,6 +94,7 @@ def make(address: str, cache: str) -> None:
         session=job.session,
         free=ray.available_resources(),  # type: ignore[no-untyped-call]
         apply_id=job.apply_id,
+        unreachable=unreachable,
     )
 
 

@@ -8,6 +8,7 @@ chooses a port, says in its first line of output where it listens, and then serv
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import uuid
 from collections.abc import Collection, Mapping
@@ -45,6 +46,8 @@ address = f"tcp://{here}:{kept.getsockname()[1]}"
 print(address, flush=True)
 run_worker_loop_forever(address=address, ca="trust_all_connections")
 """
+#: Seconds for a cluster to answer.
+_REACH = 10.0
 _TRUST = "trust_all_connections"
 
 
@@ -115,7 +118,8 @@ class RayJob(JobTrait):
     def workers(self, mesh: str) -> list[LaunchResult]:
         """The workers of a mesh by rank, each with its exit port; see `RayProcLauncher.attach`.
 
-        Raises KeyError for a mesh that it does not have, and `ProcLauncherError` for a job that does not run.
+        Raises KeyError for a mesh that it does not have, `ProcLauncherError` for a job that does not run, and
+        ConnectionError where its cluster cannot be reached.
         """
         launcher, proc_ids = self._found(), self._proc_ids(mesh)
         return [launcher.attach(proc_id) for proc_id in proc_ids]
@@ -170,8 +174,6 @@ class RayJob(JobTrait):
     def _kill(self) -> None:
         try:
             launcher = self._found()
-        except ConnectionError:
-            return  # the whole cluster is gone
         except UnknownSessionError:
             if ray.get_runtime_context().gcs_address == self._address:
                 return  # it is gone
@@ -196,6 +198,7 @@ class RayJob(JobTrait):
         """A launcher of the job's session, in any process. Raises UnknownSessionError, and ConnectionError."""
         if self._launcher is None:
             if not ray.is_initialized():
+                _reach(self._address)
                 ray.init(address=self._address, log_to_driver=False)
             self._launcher = RayProcLauncher.find(self._session)
         return self._launcher
@@ -283,6 +286,15 @@ def _placements(meshes: Collection[str], given: object) -> dict[str, Placement]:
     if unknown:
         raise ValueError(f"placement has {', '.join(unknown)}, which is no mesh: they are {', '.join(meshes)}")
     return {mesh: given.get(mesh, Placement()) for mesh in meshes}
+
+
+def _reach(cluster: str | None) -> None:
+    """Raise ConnectionError where nobody listens at the address of a cluster: Ray itself would try for minutes."""
+    host, _, port = (cluster or "").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), _REACH).close()
+    except (OSError, ValueError) as error:
+        raise ConnectionError(f"the job's Ray cluster at {cluster!r} cannot be reached: {error}") from error
 
 
 def _address_here() -> str:
