@@ -144,6 +144,10 @@ def test_a_job_in_a_session_that_is_there_leaves_it_as_it_was(shared_session: di
     assert shared_session["left"] == {"other": "RUNNING"}
 
 
+def test_a_job_whose_session_was_ended_by_others_is_killed_without_an_error(shared_session: dict[str, Any]) -> None:
+    assert shared_session["session_ended"] == "nothing, but None"
+
+
 @pytest.mark.parametrize(
     "way, told",
     [

@@ -181,8 +181,17 @@ def share(address: str, cache: str) -> None:
             script=raised(lambda: RayJob({"hosts": 1}).apply("script.py")),
             transport=raised(lambda: RayJob({"hosts": 1}, transport="ipc", **own).state(cached_path=None)),
             refused={name: raised(lambda given=given: RayJob(**given)) for name, given in BAD.items()},
+            session_ended=raised(kill_without_session),
             ended=[info.proc_id for info in launcher.procs() if info.state != "EXITED"],
         )
+
+
+def kill_without_session() -> None:
+    """The session has been ended by somebody else."""
+    job = RayJob({"hosts": 1}, session="ended-by-others")
+    job.apply()
+    RayProcLauncher.find(job.session).end(0)
+    job.kill()
 
 
 #: Arguments that are refused.

@@ -174,6 +174,8 @@ class RayJob(JobTrait):
     def _kill(self) -> None:
         try:
             launcher = self._found()
+            if self._asked_session is not None:
+                launcher = RayProcLauncher.find(self._session)  # somebody else may have ended it
         except UnknownSessionError:
             if ray.get_runtime_context().gcs_address == self._address:
                 return  # it is gone
@@ -196,10 +198,11 @@ class RayJob(JobTrait):
 
     def _found(self) -> RayProcLauncher:
         """A launcher of the job's session, in any process. Raises UnknownSessionError, and ConnectionError."""
+        if not ray.is_initialized():
+            self._launcher = None
+            _reach(self._address)
+            ray.init(address=self._address, log_to_driver=False)
         if self._launcher is None:
-            if not ray.is_initialized():
-                _reach(self._address)
-                ray.init(address=self._address, log_to_driver=False)
             self._launcher = RayProcLauncher.find(self._session)
         return self._launcher
 
