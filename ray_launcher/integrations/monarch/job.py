@@ -68,8 +68,10 @@ class RayJob(JobTrait):
     that workers reach it.  grace: seconds that workers get between TERM and KILL when the job ends.
 
     `state` blocks until all workers are there, and raises RuntimeError, with the last lines of the first that failed,
-    when they cannot be. A host that is lost is told by Monarch's supervision, and by its exit port, see `workers`; the
-    others go on. TypeError and ValueError are raised here for bad arguments.
+    when they cannot be; then the job is ended. A host that is lost is told by Monarch's supervision, and by its exit
+    port, see `workers`; the others go on. `kill` returns when nothing is left, and raises ConnectionError where the
+    cluster cannot be reached. As with Monarch's other jobs, workers trust whoever connects to them. TypeError and
+    ValueError are raised here for bad arguments.
     """
 
     def __init__(  # noqa: PLR0913  # one argument per choice
