@@ -28,8 +28,9 @@ def facts(nodes: Nodes) -> dict[str, Any]:
     """What its driver has seen."""
     with leaving_nothing():
         output = ran(str(DRIVER), nodes.address, OF_DRIVER="yes")
-    found: dict[str, Any] = json.loads(output.splitlines()[-1])
-    return found
+    [found] = [line for line in output.splitlines() if line.startswith("{")]  # Monarch writes to stdout, too
+    facts: dict[str, Any] = json.loads(found)
+    return facts
 
 
 def test_an_exit_code_arrives_with_the_last_lines_as_monarchs_own_result(facts: dict[str, Any]) -> None:
@@ -92,6 +93,23 @@ def test_variables_are_removed_by_name(facts: dict[str, Any]) -> None:
 
 def test_a_binding_arrives(facts: dict[str, Any]) -> None:
     assert facts["everything"]["cpus"] == 1
+
+
+def test_procs_hold_what_the_params_say(facts: dict[str, Any]) -> None:
+    assert facts["gpu"] in ("6", "7")
+
+
+@pytest.mark.parametrize(
+    "way, told",
+    [
+        ("no dict", "TypeError: params must be a dict or None"),
+        ("unknown", "ValueError: params has 'sesion', which is none of address"),
+        ("no placement", "TypeError: params['placement'] must be a Placement or a dict"),
+        ("bad placement", "ValueError: Placement.num_gpus"),
+    ],
+)
+def test_bad_params_are_refused(facts: dict[str, Any], way: str, told: str) -> None:
+    assert facts["bad_params"][way].startswith(told)
 
 
 def test_tail_lines_bounds_the_last_lines(facts: dict[str, Any]) -> None:

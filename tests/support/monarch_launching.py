@@ -210,11 +210,14 @@ class Ended:
 
     def __init__(self, address: str, *, kill: bool) -> None:
         mesh = this_host().spawn_procs(name="ended")
-        launcher = mesh.spawn("launcher", MonarchProcLauncher, {"address": address, "grace": 0.5})
+        params = {"address": address, "grace": 0.5, "placement": {"num_gpus": 1}}
+        launcher = mesh.spawn("launcher", MonarchProcLauncher, params)
         pid = mesh.spawn("whereabouts", Whereabouts).pid.call_one().get()
         with fifo() as (path, up):
-            self._answer = launcher.launch.call_one("orphan", shell(f"echo $$ > {path}; exec sleep 9999"))
-            proc = int(up())
+            self._answer = launcher.launch.call_one(
+                "orphan", shell(f"echo $$ $CUDA_VISIBLE_DEVICES > {path}; exec sleep 9999")
+            )
+            proc, self.gpu = up().split()
         if kill:
             os.kill(pid, signal.SIGKILL)
         else:
@@ -229,6 +232,24 @@ class Ended:
             return type(error).__name__
 
 
+#: Params that are refused.
+BAD: dict[str, Any] = {
+    "no dict": [("session", "x")],
+    "unknown": {"sesion": "x"},
+    "no placement": {"placement": "gpu"},
+    "bad placement": {"placement": {"num_gpus": -1}},
+}
+
+
+def refusal(params: Any) -> str:
+    """The error of the actor's construction, which comes before it connects to anything."""
+    try:
+        MonarchProcLauncher(params)
+    except Exception as error:  # noqa: BLE001  # the test shall see it
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
 def main(address: str) -> None:
     """Play all of them."""
     monarch.actor.unhandled_fault_hook = lambda failure: None  # else the driver ends with the first actor that fails
@@ -237,12 +258,13 @@ def main(address: str) -> None:
     handler.emit = lambda record: log.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("ray_launcher.integrations.monarch").addHandler(handler)
     killed, stopped = Ended(address, kill=True), Ended(address, kill=False)
-    launcher = this_proc().spawn(
-        "launcher", MonarchProcLauncher, {"address": address, "session": SESSION, "grace": 0.5}
-    )
+    params = {"address": address, "session": SESSION, "grace": 0.5}
+    launcher = this_proc().spawn("launcher", MonarchProcLauncher, params)
     scenarios = Scenarios(launcher, log)
     names = [name for name, value in vars(Scenarios).items() if not name.startswith("_")]
     facts = {name: getattr(scenarios, name)() for name in names if name not in ("end_of", "told")}
+    facts["gpu"] = killed.gpu
+    facts["bad_params"] = {name: refusal(params) for name, params in BAD.items()}
     facts |= {"actor_stopped": stopped.caught(), "actor_killed": killed.caught()}
     sys.stdout.write(json.dumps(facts) + "\n")
 
