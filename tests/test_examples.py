@@ -42,7 +42,7 @@ PRINTS = {
 
 
 #: Run by tests of their own.
-ELSEWHERE = {"mpi_sum", "torch_ddp"}
+ELSEWHERE = {"monarch_ddp", "monarch_mesh", "mpi_sum", "torch_ddp"}
 
 
 def test_every_example_is_run() -> None:
