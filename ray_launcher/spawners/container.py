@@ -150,8 +150,8 @@ class ContainerSpawner(ProcSpawner):
             )
             if problem:
                 return _failed(
-                    f"image {self._engine.image!r} is not to be had on node {node}: {problem}; check its name, or put it "
-                    f"there with `{' '.join(self._engine.pull())}`"
+                    f"image {self._engine.image!r} is not to be had on node {node}: {problem}; check its name, or "
+                    f"put it there with `{' '.join(self._engine.pull())}`"
                 )
             pulled.add(str(node))
         return _failed(_NEVER)
@@ -257,7 +257,7 @@ class ContainerSpawner(ProcSpawner):
 
 
 class _Container:
-    """One launch as it is asked to end. Signals go to its shim's stdin: not to the engine, which must not die of them."""
+    """One launch as it is asked to end. Signals go to its shim's stdin: an engine must not die of them."""
 
     def __init__(
         self,

@@ -42,7 +42,7 @@ def start_janitor(engine: Engine, session: str) -> Any:
 
 
 class Janitor:
-    """Watches the spawner; when that is gone, and its procs are, it removes what there is of the session, and leaves."""
+    """Watches the spawner; when that is gone, with its procs, it removes what there is of the session, and leaves."""
 
     def __init__(self, spawner: Any, engine: Engine, session: str) -> None:
         self._spawner, self._engine, self._session = spawner, engine, session

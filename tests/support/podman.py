@@ -1,4 +1,4 @@
-"""A podman of this test run's own: its store in the run's temporary directory, and an image made of a static busybox."""
+"""A podman of this test run's own: its store is in the run's temporary directory, its image a static busybox."""
 
 from __future__ import annotations
 
