@@ -11,23 +11,23 @@ import time
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayError
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ray_launcher import list_nodes, list_sessions
+from ray_launcher import ProcLauncherError, RayProcLauncher, UnknownSessionError, find_leftovers, list_nodes
 from ray_launcher.spawners import shim
 from ray_launcher.spawners.engine import LAUNCH_LABEL, SESSION_LABEL, Engine
 
 _logger = logging.getLogger(__name__)
 _NAMESPACE = "ray_launcher"
-#: Seconds between two looks, and those that procs get to be gone once their spawner is.
-_LOOK, _PATIENCE = 0.5, 120.0
+#: Seconds between two attempts to reach the session, and those that its procs get to be gone once it is.
+_RETRY, _PATIENCE = 0.5, 120.0
 #: Seconds for a node to answer.
 _ANSWER = 120.0
 
 
 def start_janitor(engine: Engine, session: str) -> Any:
-    """Start the one of this actor, which is a spawner: its handle."""
+    """Start that of a spawner with this session; returns its handle."""
     options: dict[str, Any] = {
         "name": f"container-janitor-{session}",
         "namespace": _NAMESPACE,
@@ -37,37 +37,35 @@ def start_janitor(engine: Engine, session: str) -> Any:
         "max_task_retries": -1,
         "max_concurrency": 1000,
     }
-    spawner = ray.get_runtime_context().current_actor
-    return ray.remote(Janitor).options(**options).remote(spawner, engine, session)
+    return ray.remote(Janitor).options(**options).remote(engine, session)
 
 
 class Janitor:
-    """Watches the spawner; when that is gone, with its procs, it removes what there is of the session, and leaves."""
+    """Watches a session; when that is gone, with its procs, it removes the containers that are left, and leaves.
 
-    def __init__(self, spawner: Any, engine: Engine, session: str) -> None:
-        self._spawner, self._engine, self._session = spawner, engine, session
+    It has no handle of the spawner, which would keep that alive, but the session's end is the spawner's.
+    """
+
+    def __init__(self, engine: Engine, session: str) -> None:
+        self._engine, self._session = engine, session
 
     def watch(self) -> None:
         """Returns never: when its work is done, so is this actor."""
         while True:
             try:
-                ray.get(self._spawner.serve_watch.remote())
-            except ActorUnavailableError:
-                time.sleep(_LOOK)
-            except RayError:
+                for _ in RayProcLauncher.find(self._session).events():
+                    pass
+            except UnknownSessionError:
                 break
-        until = time.monotonic() + _PATIENCE
-        while self._is_there() and time.monotonic() < until:
-            time.sleep(_LOOK)
+            except ProcLauncherError:
+                time.sleep(_RETRY)
+        find_leftovers(self._session, _PATIENCE)  # returns when its agents have ended their procs, each in its grace
         self._reap([node.node_id for node in list_nodes()], SESSION_LABEL, self._session)
         ray.kill(ray.get_runtime_context().current_actor)
 
     def remove(self, node_id: str, launch: str) -> None:
         """What is left of one launch."""
         self._reap([node_id], LAUNCH_LABEL, launch)
-
-    def _is_there(self) -> bool:
-        return any(session.name == self._session for session in list_sessions())
 
     def _reap(self, nodes: list[str], label: str, value: str) -> None:
         listing, removal = self._engine.listing(label, value), self._engine.removal()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -254,6 +256,42 @@ def test_with_the_spawner_the_container_goes_and_nothing_is_left(mortal: Any, tm
     ray.kill(mortal)
     assert "exit port closed" in why(launched.exit_port.wait(DEADLINE))
     until(lambda: not podman.podman("ps", "--all", "--quiet"), "the container has gone")
+
+
+@pytest.mark.slow
+def test_without_its_driver_a_container_is_terminated_in_its_grace_and_nothing_is_left(
+    cluster: str, spawner: Callable[..., Any], tmp_path: Path
+) -> None:
+    program = "trap 'sleep 1; echo bye >$1; exit' TERM; echo ready >$1; while :; do sleep 0.1; done"
+    script = f"""
+        import os, signal, time, ray
+        from ray_launcher import ActorProcLauncher, LaunchOptions, start_spawner
+        from ray_launcher.spawners.container import ContainerSpawner
+        ray.init({cluster!r}, log_to_driver=False)
+        opts = LaunchOptions(program="sh", args=["-c", {program!r}, "sh", {str(tmp_path / "mark")!r}])
+        spawner = start_spawner(
+            ContainerSpawner, {podman.IMAGE!r}, engine_options={podman.options()!r},
+            run_options={podman.RUN_OPTIONS!r}, mounts="{tmp_path}:{tmp_path}",
+        )
+        launched = ActorProcLauncher(spawner).launch("proc", opts)
+        while not os.path.exists({str(tmp_path / "mark")!r}):
+            assert not launched.exit_port.done(), launched.exit_port.wait()
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], timeout=DEADLINE, check=False)
+    assert done.returncode == -signal.SIGKILL
+    until(lambda: (tmp_path / "mark").read_text() == "bye\n", "it has answered SIGTERM")
+    until(lambda: not podman.podman("ps", "--all", "--quiet"), "the container has gone")
+
+
+@pytest.mark.slow
+def test_a_spawner_that_nobody_knows_any_more_goes_like_any_other(spawner: Callable[..., Any]) -> None:
+    started = start_spawner(ContainerSpawner, podman.IMAGE)
+    before = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
+    ray.get(started.serve_hush.remote("nobody"))
+    del started
+    until(lambda: {a["name"] for a in ray.util.list_named_actors(all_namespaces=True)} <= before, "it has gone")
 
 
 def test_an_image_is_pulled_once_for_all_who_wait_for_it(
