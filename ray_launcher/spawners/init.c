@@ -35,6 +35,9 @@
 
 extern char **environ;
 
+/* SOURCE: this text's SHA-256, so that a test can tell whether the binaries are made of it. */
+static const char lost[] = "init.c " SOURCE "\0: nothing is mounted at " BOX "\n";
+
 static int life = -1, status = -1;
 static pid_t leader;
 
@@ -216,7 +219,7 @@ static void sweep(int signals) {
         if (watched[0].revents && read(signals, &info, sizeof info) < 0)
             return;
         if (watched[1].revents && obey())
-            kill(-1, SIGKILL);
+            return;
     }
 }
 
@@ -230,7 +233,7 @@ int main(void) {
     life = open(BOX "/life", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     int signals = signalfd(-1, &all, SFD_CLOEXEC);
     if (status < 0 || life < 0 || signals < 0)
-        return 125;
+        return write(2, lost, sizeof lost - 1) < 0 ? 1 : 125;
     struct spec spec = read_spec();
     if (obey()) {
         tell("never", "-", 0, 0);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import marshal
 import os
 import pickle
@@ -157,3 +158,9 @@ def test_the_shim_imports_nothing_heavy() -> None:
     command = [sys.executable, "-I", "-S", "-c", script, str(HERE)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert not {"typing", "subprocess", "json", "re", "pathlib", "tempfile"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_init_is_made_of_its_source(machine: str) -> None:
+    source = hashlib.sha256((HERE / "init.c").read_bytes()).hexdigest()
+    assert f"init.c {source}\0".encode() in (HERE / f"init-{machine}").read_bytes(), "run build_init.sh"
