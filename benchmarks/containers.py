@@ -16,10 +16,10 @@ from pathlib import Path
 import harness
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
-import podman  # noqa: E402
+import podman
 
-from ray_launcher import ActorProcLauncher, LaunchOptions, RayProcLauncher, start_spawner  # noqa: E402
-from ray_launcher.spawners.container import ContainerSpawner  # noqa: E402
+from ray_launcher import ActorProcLauncher, LaunchOptions, RayProcLauncher, start_spawner
+from ray_launcher.spawners.container import ContainerSpawner
 
 
 def median_of(count: int, once: Callable[[], None]) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import podman
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 import ray
 
