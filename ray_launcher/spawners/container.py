@@ -6,7 +6,6 @@ import asyncio
 import logging
 import marshal
 import math
-import signal
 import sys
 import uuid
 from collections.abc import Callable, Coroutine, Iterable
@@ -26,6 +25,7 @@ from ray_launcher import (
     RayProcLauncher,
     Signaled,
 )
+from ray_launcher.spawners.ending import Container
 from ray_launcher.spawners.engine import Engine, refusal, spec, words
 from ray_launcher.spawners.janitor import start_janitor
 from ray_launcher.spawners.shim import SPECIAL
@@ -33,8 +33,6 @@ from ray_launcher.spawners.shim import SPECIAL
 _T = TypeVar("_T")
 
 _logger = logging.getLogger(__name__)
-#: Seconds from a SIGKILL for what is in a container until its engine is killed, too.
-_ENGINE_GRACE = 20.0
 #: Calls that may wait for a node at once.
 _THREADS = 32
 _SHIM = "import sys; sys.path.insert(0, sys.argv[1]); import shim; shim.leave()"
@@ -97,7 +95,7 @@ class ContainerSpawner(ProcSpawner):
         self._janitor = start_janitor(self._engine, self._launcher.session)
         self._janitor.watch.remote()
         self._threads = ThreadPoolExecutor(_THREADS)
-        self._containers: dict[str, _Container] = {}
+        self._containers: dict[str, Container] = {}
         self._pulls: dict[str, asyncio.Task[str]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -108,7 +106,7 @@ class ContainerSpawner(ProcSpawner):
         refused = refusal(opts)
         if refused:
             return _failed(refused)
-        container = self._containers[proc_id] = _Container(proc_id, self._launcher, self._in_thread, self._do)
+        container = self._containers[proc_id] = Container(proc_id, self._launcher, self._in_thread, self._do)
         try:
             return await self._see_through(container, opts)
         except asyncio.CancelledError:
@@ -130,7 +128,7 @@ class ContainerSpawner(ProcSpawner):
 
     # -- one launch -----------------------------------------------------------------------------------------------
 
-    async def _see_through(self, container: _Container, opts: LaunchOptions) -> ExitReport:
+    async def _see_through(self, container: Container, opts: LaunchOptions) -> ExitReport:
         """Run it, and once more for each node that turns out to have no such image before it is pulled there."""
         pulled: set[str] = set()
         while not container.ending.is_set():
@@ -206,7 +204,7 @@ class ContainerSpawner(ProcSpawner):
 
     # -- images ---------------------------------------------------------------------------------------------------
 
-    async def _pull(self, node: str, container: _Container) -> str:
+    async def _pull(self, node: str, container: Container) -> str:
         """Fetch the image to a node, once for all who wait for it; returns what went wrong, or ""."""
         pull = self._pulls.get(node)
         if pull is None:
@@ -254,59 +252,6 @@ class ContainerSpawner(ProcSpawner):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-class _Container:
-    """One launch as it is asked to end. Signals go to its shim's stdin: an engine must not die of them."""
-
-    def __init__(
-        self,
-        proc_id: str,
-        launcher: RayProcLauncher,
-        in_thread: Callable[..., asyncio.Future[Any]],
-        do: Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]],
-    ) -> None:
-        self.proc_id = proc_id
-        self.ending = asyncio.Event()
-        #: It waits for no resources.
-        self.placed = True
-        self._launcher, self._in_thread, self._do = launcher, in_thread, do
-        self._over = asyncio.Event()
-
-    def terminate(self, timeout: float) -> None:
-        self._ask(signal.SIGTERM)
-        if not math.isinf(timeout):
-            self._do(self._unless_over(timeout, self.kill))
-
-    def kill(self) -> None:
-        self._ask(signal.SIGKILL)
-        self._do(self._unless_over(_ENGINE_GRACE, lambda: self._launcher.kill(self.proc_id)))
-
-    def over(self) -> None:
-        """It has ended, or nobody is interested any more."""
-        self._over.set()
-
-    async def _unless_over(self, seconds: float, call: Callable[[], None]) -> None:
-        try:
-            await asyncio.wait_for(self._over.wait(), seconds)
-        except asyncio.TimeoutError:
-            call()
-
-    def _ask(self, signum: signal.Signals) -> None:
-        self.ending.set()
-        self._do(self._send(signum))
-
-    async def _send(self, signum: signal.Signals) -> None:
-        await self._in_thread(self._write, signum)
-
-    def _write(self, signum: signal.Signals) -> None:
-        try:
-            if not self.placed and self._launcher.info(self.proc_id).state == "PENDING":
-                self._launcher.kill(self.proc_id)
-            else:
-                self._launcher.stdin(self.proc_id).write(bytes([signum]))
-        except (BrokenPipeError, ProcLauncherError):
-            pass  # it has ended
 
 
 async def _result(port: Any) -> ProcExitResult:
