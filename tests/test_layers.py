@@ -17,7 +17,7 @@ WORDS = {"errors", "exits", "options", "checks", "frozen", "callables", "info", 
 WORDS |= {"usage", "checkup"}
 CONTRACT = {"outcomes", "pace", "desk", "spawner", "port", "ledger", "mail", "launcher", "plugins"}
 TOP = {"session", "sessions", "nodes", "doctor", "packages", "logs", "gang", "plan", "stdin", "view", "changes"}
-EDGES = {"cli", "integrations", "testing", "__main__"}
+EDGES = {"cli", "integrations", "spawners", "testing", "__main__"}
 #: Each layer may import those before it, and itself.
 LAYERS = [WORDS, {"node"}, CONTRACT, {"cluster"}, TOP]
 HEAVY = {"typing", "dataclasses", "subprocess", "json", "re", "asyncio", "logging", "pathlib", "inspect"}

@@ -127,6 +127,8 @@ def _things() -> Iterator[str]:
     for spare in root.glob("ray/session_*/logs/ray-launcher-spare-*"):
         if not Path(f"/proc/{spare.name.split('-')[3]}").exists():  # else it belongs to a supervisor that runs
             yield f"spare log file {spare}"
+    for container in root.glob("podman/root/vfs-containers/*/"):
+        yield f"container {container.name}"
     if ray.is_initialized():
         yield from _things_of_ray()
 
