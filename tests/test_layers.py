@@ -16,7 +16,7 @@ ROOT = Path(ray_launcher.__file__).parent
 WORDS = {"errors", "exits", "options", "checks", "frozen", "callables", "info", "limits", "ranks", "readiness"}
 WORDS |= {"usage", "checkup"}
 CONTRACT = {"outcomes", "pace", "desk", "spawner", "port", "ledger", "mail", "launcher"}
-TOP = {"session", "sessions", "nodes", "doctor", "packages", "logs", "gang", "plan", "stdin", "view"}
+TOP = {"session", "sessions", "nodes", "doctor", "packages", "logs", "gang", "plan", "stdin", "view", "calls"}
 EDGES = {"cli", "integrations", "testing", "__main__"}
 #: Each layer may import those before it, and itself.
 LAYERS = [WORDS, {"node"}, CONTRACT, {"cluster"}, TOP]

@@ -13,13 +13,15 @@ import pickle
 import select
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray import ObjectRef
 from ray.exceptions import ActorUnavailableError, RayError
 
+from ray_launcher.callables import Answer, answer_in
 from ray_launcher.cluster.actors import find, spawner_actor
 from ray_launcher.cluster.contact import RENEWALS
 from ray_launcher.cluster.environment import raylet_environ
@@ -176,6 +178,24 @@ class Agent:
         """Give a proc something to read, see `Inputs.put`."""
         await asyncio.shield(self._finding)
         return await self._inputs.put(token, writer, offset, data, last)
+
+    async def put_all(self, token: str, data: Sequence[ObjectRef[bytes]]) -> None:
+        """Give a proc an object of Ray's to read, and nothing behind it."""
+        await asyncio.shield(self._finding)
+        try:
+            pickled = await data[0]
+        except RayError:
+            pickled = b""  # its driver is gone
+        await self._inputs.put_all(token, pickled)
+
+    async def answer(self, proc_id: str, token: str, _ended: object = None) -> Answer:
+        """What the callable of a proc has returned, once that has ended. Raises `CallError`."""
+        path = Path(os.fsdecode(self._specs.log(proc_id, token, "value")))
+        try:
+            data = await self._in_thread(path.read_bytes)
+        except FileNotFoundError:
+            data = b""
+        return answer_in(data)
 
     async def resize(self, token: str, rows: int, columns: int) -> None:
         """Change the size of a proc's terminal, if it has one."""
