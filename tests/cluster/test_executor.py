@@ -61,7 +61,9 @@ def test_an_exception_is_the_futures_and_others_go_on(executor: RayProcExecutor)
     assert fine.result(DEADLINE) == (3, 1)
 
 
-def test_cancelling_a_call_that_runs_kills_it(executor: RayProcExecutor, shared: RayProcLauncher, tmp_path: Path) -> None:
+def test_cancelling_a_call_that_runs_kills_it(
+    executor: RayProcExecutor, shared: RayProcLauncher, tmp_path: Path
+) -> None:
     future = executor.submit(sleep, tmp_path / "started")
     until((tmp_path / "started").exists, "it runs", DEADLINE)
     assert future.cancel()
