@@ -21,11 +21,11 @@ from ray_launcher.cli.connect import ConnectError
 from ray_launcher.cli.jobs import Several, Target
 from ray_launcher.cli.outcome import LAUNCHER_ERROR
 from ray_launcher.cli.running import Run
-from ray_launcher.cli.sessions import address_option, session_name, verb
 from ray_launcher.cli.sessions import VARIABLE as SESSION
+from ray_launcher.cli.sessions import address_option, session_name, verb
 from ray_launcher.cli.terminal import STDIN, Feed
 
-_RSH = """Run COMMAND on a node of the cluster, as `ssh HOST COMMAND` would: for tools that are given an rsh or ssh to use.
+_RSH = """Run COMMAND on a node of the cluster, as `ssh HOST COMMAND` would: for tools that are told which ssh to use.
 
 \b
 Examples:
@@ -48,8 +48,8 @@ Exit code: COMMAND's own, or 128+N when signal N killed it; 255 for any failure 
 _OWN_FAILURE = 255
 #: In the home directory, as ssh does it, if that is there.
 _SHELL = 'cd "${HOME:-/}" 2>/dev/null; exec sh -c "$1"'
-_WITH_VALUE = "-b -c -e -E -F -i -I -J -l -m -o -p -W".split()
-_FLAGS = "-1 -2 -4 -6 -a -A -C -f -k -K -q -s -T -v -x -X -y -Y".split()
+_WITH_VALUE = ["-b", "-c", "-e", "-E", "-F", "-i", "-I", "-J", "-l", "-m", "-o", "-p", "-W"]
+_FLAGS = ["-1", "-2", "-4", "-6", "-a", "-A", "-C", "-f", "-k", "-K", "-q", "-s", "-T", "-v", "-x", "-X", "-y", "-Y"]
 
 
 class OnHost(Several):
@@ -74,7 +74,7 @@ class Remote(Run):
             return
         proc_id = self._ids[0]
         try:
-            if number == signal.SIGTERM or self._launcher.info(proc_id).state in ("PENDING", "STARTING"):
+            if number == signal.SIGTERM or self._launcher.info(proc_id).state == "PENDING":
                 self._launcher.terminate(proc_id, float("inf"))  # also what does not run yet
             else:
                 self._launcher.signal(proc_id, number)

@@ -1,4 +1,4 @@
-"""`ray-launcher rsh`, in ssh's manner: words for a shell, streams and signals passed through, 255 for what we fail at."""
+"""`ray-launcher rsh`, in ssh's manner: words for a shell, streams and signals passed through, 255 for our failures."""
 
 from __future__ import annotations
 
@@ -55,7 +55,6 @@ def test_signals_reach_the_command(sleeper: Run, number: signal.Signals) -> None
     sleeper.interrupt(number)
     assert sleeper.ended() == 5
     assert b"got " + number.name.removeprefix("SIG").encode() in sleeper.out
-    assert not sleeper.says
 
 
 @pytest.mark.parametrize(
@@ -74,7 +73,7 @@ def test_what_goes_wrong_here_is_255(env: dict[str, str], args: tuple[str, ...],
 
 def test_without_a_cluster_it_is_255() -> None:
     done = rsh("host", "true", env={**os.environ, "RAY_ADDRESS": "127.0.0.1:1"})
-    assert (done.returncode, "no cluster at 127.0.0.1:1" in done.stderr) == (255, True), done.stderr
+    assert (done.returncode, ":1: the connection was refused" in done.stderr) == (255, True), done.stderr
 
 
 def summary(node_id: str, ip: str, hostname: str) -> NodeSummary:

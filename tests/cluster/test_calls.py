@@ -47,7 +47,7 @@ def test_what_it_raises_is_raised_here_with_its_traceback_as_the_cause(shared: R
     def fail() -> None:
         raise LookupError("no such luck")
 
-    with pytest.raises(LookupError, match="^no such luck$") as caught:
+    with pytest.raises(LookupError, match=r"^no such luck$") as caught:
         shared.call(fail).result(DEADLINE)
     assert isinstance(caught.value.__cause__, RemoteError)
     assert "in fail\n" in str(caught.value.__cause__)
@@ -121,9 +121,8 @@ def test_large_arguments_arrive_whole_though_the_agent_dies(launcher: RayProcLau
 
 def test_large_arguments_are_let_go_of_with_the_call(shared: RayProcLauncher) -> None:
     def used() -> float:
-        return ray.cluster_resources().get("object_store_memory", 0) - ray.available_resources().get(  # type: ignore[no-untyped-call]
-            "object_store_memory", 0
-        )
+        total, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
+        return float(total["object_store_memory"] - free.get("object_store_memory", 0))
 
     until(lambda: used() < LARGE, "the store is empty", DEADLINE)
     call = shared.call(len, b"a" * 5 * LARGE)

@@ -82,7 +82,7 @@ def test_asyncio_runs_and_cancels_calls(executor: RayProcExecutor, shared: RayPr
     async def both() -> object:
         loop = asyncio.get_running_loop()
         sleeping = loop.run_in_executor(executor, sleep, tmp_path / "started")
-        while not (tmp_path / "started").exists():
+        while not (tmp_path / "started").exists():  # noqa: ASYNC110  # another process makes it
             await asyncio.sleep(0.05)
         sleeping.cancel()
         return await loop.run_in_executor(executor, divmod, 7, 2)
