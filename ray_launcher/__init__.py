@@ -6,10 +6,12 @@ them (launcher, session) to a spawner actor (spawner, cluster.spawner), which ha
 report travels back the same way to the `ExitPort` (port) and becomes a `ProcExitResult` (exits).
 """
 
+from ray_launcher.calls import Call
 from ray_launcher.checkup import Diagnosis, Finding, NodeFacts
 from ray_launcher.cluster.leftovers import Leftover, find_leftovers, reap
 from ray_launcher.doctor import examine_cluster
 from ray_launcher.errors import (
+    CallError,
     DecodeError,
     KillError,
     LaunchError,
@@ -52,6 +54,8 @@ __version__ = "0.1.0"
 __all__ = [
     "ActorProcLauncher",
     "Attempt",
+    "Call",
+    "CallError",
     "DecodeError",
     "Diagnosis",
     "ExitPort",

@@ -8,6 +8,7 @@
         ├── DecodeError         what a spawner returned is not an exit report
         ├── LogsLostError       what a proc wrote cannot be read: its node is lost
         ├── NotReadyError       a proc has ended before it was ready
+        ├── CallError           a call has ended without an answer that can come here
         ├── UnknownProcError    no proc of this id is known here
         ├── UnknownSessionError no session of this name is there
         └── UnknownSpawnerError no installed package offers a spawner of this name
@@ -20,7 +21,13 @@ Every error carries one text, so that it crosses processes by pickle as it is.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray_launcher.exits import ProcExitResult
+
 __all__ = [
+    "CallError",
     "DecodeError",
     "KillError",
     "LaunchError",
@@ -60,6 +67,16 @@ class LogsLostError(ProcLauncherError):
 
 class NotReadyError(ProcLauncherError):
     """A proc has ended before it was ready."""
+
+
+class CallError(ProcLauncherError):
+    """A call (see `RayProcLauncher.call`) has ended without an answer, or with one that cannot come here.
+
+    result: how its proc ended; None where that is not known.
+    """
+
+    result: ProcExitResult | None = None
+    raised: bytes | None = None  # of the callable's own exception, see `callables`
 
 
 class UnknownProcError(ProcLauncherError):

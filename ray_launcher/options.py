@@ -214,9 +214,10 @@ class LaunchOptions:
         """Options that run `fn(*args, **kwargs)` in a fresh interpreter; set other fields with `dataclasses.replace`.
 
         The interpreter is the one that runs now, by its path, so the nodes need it in the same place, with cloudpickle.
-        What `__main__` defines travels by value, what other modules define by name. `RayProcLauncher.value` has what
-        it returns; an exception, also for a value that cannot be pickled, ends the proc with code 1 and its traceback
-        on stderr. `replace(..., env=...)` must keep `opts.env`.
+        What `__main__` defines travels by value, what other modules define by name; they are looked for where this
+        process does, too. `RayProcLauncher.value` has what it returns or raises; an exception, also for a value that
+        cannot be pickled, ends the proc with code 1 and its traceback on stderr. `replace(..., env=...)` must keep
+        `opts.env`. `RayProcLauncher.call` does all of it at once, with arguments of any size.
 
         Raises TypeError for what is not callable or cannot be pickled, ValueError for more than 1 MiB of pickle.
         """

@@ -19,6 +19,7 @@ import ray
 from ray.exceptions import RayError
 
 from ray_launcher import checks
+from ray_launcher.calls import Calls
 from ray_launcher.cluster.actors import find, spawner_actor
 from ray_launcher.cluster.environment import NOT_STARTED, setup_time
 from ray_launcher.cluster.wire import Inside, SessionInfo
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 _LAST_ANSWERS = 5.0
 
 
-class RayProcLauncher(View):
+class RayProcLauncher(Calls):
     """Launches procs on the nodes of a Ray cluster. A context manager: leaving it ends every proc, unless detached.
 
     session: a name of its own on the cluster (letters, digits, `.`, `_`, `-`; at most 64); made up when None.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -180,21 +179,6 @@ class View(ActorProcLauncher):
         proc_id = check_proc_id(proc_id)
         self._check_open()
         return Stdin(proc_id, self.session, self._ask("locate", proc_id, True), self._connected)
-
-    def value(self, proc_id: str) -> Any:
-        """What the callable of a proc returned (see `LaunchOptions.from_callable`), once it has exited with code 0.
-
-        Raises `UnknownProcError`, and `ProcLauncherError` where there is no value: it is no callable, has not ended so,
-        was launched without stdio, or is lost with its node.
-        """
-        proc_id = check_proc_id(proc_id)
-        self._check_open()
-        location = self._ask("locate", proc_id, False)
-        self._check_known(proc_id, location)
-        pickled = b"".join(chunk.data for chunk in self._streams({proc_id: location}, Wanted(("value",))))
-        if not pickled:
-            raise ProcLauncherError(f"proc {proc_id!r} has left no value")
-        return pickle.loads(pickled)  # noqa: S301  # our own proc's
 
     def output(  # one argument per choice
         self,

@@ -16,7 +16,20 @@ ROOT = Path(ray_launcher.__file__).parent
 WORDS = {"errors", "exits", "options", "checks", "frozen", "callables", "info", "limits", "ranks", "readiness"}
 WORDS |= {"usage", "checkup"}
 CONTRACT = {"outcomes", "pace", "desk", "spawner", "port", "ledger", "mail", "launcher", "plugins"}
-TOP = {"session", "sessions", "nodes", "doctor", "packages", "logs", "gang", "plan", "stdin", "view", "changes"}
+TOP = {
+    "session",
+    "sessions",
+    "nodes",
+    "doctor",
+    "packages",
+    "logs",
+    "gang",
+    "plan",
+    "stdin",
+    "view",
+    "changes",
+    "calls",
+}
 EDGES = {"cli", "integrations", "spawners", "testing", "__main__"}
 #: Each layer may import those before it, and itself.
 LAYERS = [WORDS, {"node"}, CONTRACT, {"cluster"}, TOP]

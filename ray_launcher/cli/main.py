@@ -22,6 +22,7 @@ from ray_launcher.cli.outcome import LAUNCHER_ERROR
 from ray_launcher.cli.overview import down, events, sessions
 from ray_launcher.cli.ps import inspect, ps
 from ray_launcher.cli.reap import reap
+from ray_launcher.cli.rsh import rsh
 from ray_launcher.cli.run import run
 from ray_launcher.cli.top import top
 
@@ -50,7 +51,7 @@ def cli() -> None:
 
 for _verb in (
     *(run, exec_, attach, ps, inspect, logs, wait, stop, kill, rm, sessions, events, down),
-    *(top, nodes, doctor, reap, completion),
+    *(top, nodes, doctor, reap, rsh, completion),
 ):
     cli.add_command(_verb)
 

@@ -9,6 +9,9 @@ from ray_launcher.cluster.keeper import Keeper
 
 #: Seconds after which who waits for room is told to ask again: he may be gone.
 _PATIENCE = 2.0
+#: Bytes of one piece of what is all there, and its writer.
+_PIECE = 64 << 10
+_ALL = "all"
 
 
 class Taken(NamedTuple):
@@ -50,6 +53,20 @@ class Inputs:
             if not waiting:
                 self._asked.pop(key, None)
         return taken if token in self._keeper.running else taken._replace(state="ended")
+
+    async def put_all(self, token: str, data: bytes) -> None:
+        """Return when a proc that nobody else gives anything has all of it, with the end, or reads no more."""
+        at, last = 0, False
+        while not last or at < len(data):
+            piece = data[at : at + _PIECE]
+            last = at + len(piece) == len(data)
+            taken = await self.put(token, _ALL, at, piece, last)
+            if taken is None:
+                last = False
+                continue
+            if taken.state in ("ended", "none") or (taken.state == "shut" and not last):
+                return
+            at = max(at, taken.offset)
 
     def took(self, token: bytes, writer: bytes, offset: bytes, state: bytes) -> None:
         """The supervisor's answer."""

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ray import ObjectRef
+from ray.exceptions import RayError
+
+from ray_launcher.callables import Answer, answer_in
 from ray_launcher.cluster.follow import read_logs
 from ray_launcher.cluster.inputs import Inputs, Taken
 from ray_launcher.cluster.keeper import Keeper
@@ -51,6 +56,24 @@ class Inquiries:
         """Give a proc something to read, see `Inputs.put`."""
         await asyncio.shield(self._finding)
         return await self._inputs.put(token, writer, offset, data, last)
+
+    async def put_all(self, token: str, data: Sequence[ObjectRef[bytes]]) -> None:
+        """Give a proc an object of Ray's to read, and nothing behind it."""
+        await asyncio.shield(self._finding)
+        try:
+            pickled = await data[0]
+        except RayError:
+            pickled = b""  # its driver is gone
+        await self._inputs.put_all(token, pickled)
+
+    async def answer(self, proc_id: str, token: str, _ended: object = None) -> Answer:
+        """What the callable of a proc has returned, once that has ended. Raises `CallError`."""
+        path = Path(os.fsdecode(self._specs.log(proc_id, token, "value")))
+        try:
+            data = await asyncio.get_running_loop().run_in_executor(None, path.read_bytes)
+        except FileNotFoundError:
+            data = b""
+        return answer_in(data)
 
     async def resize(self, token: str, rows: int, columns: int) -> None:
         """Change the size of a proc's terminal, if it has one."""

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from ray import ObjectRef
 from ray.exceptions import RayError
 
 from ray_launcher.cluster.events import Answer, Events
@@ -67,6 +68,13 @@ class Queries(ProcSpawner):
         if isinstance(proc, Past):
             return await self._locate_past(proc, attempt)
         return await self._locate_living(proc, wait, attempt)
+
+    async def put_all(self, launcher: str, number: int, proc_id: str, data: Sequence[ObjectRef[bytes]]) -> None:
+        """Give a proc an object of Ray's to read, once it is on its node; it comes past us."""
+        place = await self.locate(launcher, number, proc_id, True)
+        if place is not None and place.agent is not None:
+            with contextlib.suppress(RayError):  # the node is lost, and the proc
+                await place.agent.put_all.remote(place.token, data)
 
     async def _locate_living(self, proc: Proc, wait: bool, attempt: int | None) -> Location:
         if attempt is None:
