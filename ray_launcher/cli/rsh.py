@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import click
 
-from ray_launcher import Failed, LaunchOptions, NodeSummary, Placement, ProcLauncherError, list_nodes
+from ray_launcher import Failed, LaunchOptions, NodeSummary, Placement, ProcLauncherError, RayProcLauncher, list_nodes
 from ray_launcher.cli.connect import ConnectError
 from ray_launcher.cli.jobs import Several, Target
 from ray_launcher.cli.outcome import LAUNCHER_ERROR
