@@ -26,6 +26,7 @@ def release() -> tuple[int, ...]:
 
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(
         release() < (0, 7), reason="needs Monarch, release 0.7.0 or later (pip install 'ray-proc-launcher[monarch]')"
     ),

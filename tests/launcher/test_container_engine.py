@@ -50,7 +50,7 @@ def shimmed(tmp_path: Path, using: Engine, opts: LaunchOptions, **env: str) -> t
             command, env=environ, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, timeout=60, check=False
         )
     value = tmp_path / "log.value"
-    end = pickle.loads(value.read_bytes()) if value.exists() else done.returncode
+    end = pickle.loads(value.read_bytes()[1:]) if value.exists() else done.returncode  # behind the mark of a value
     return end, err.read_text()
 
 
