@@ -150,7 +150,7 @@ class VmSpawner(ProcSpawner):
 
     async def until_running(self, proc_id: str) -> None:
         """Return when the program has been started: booting takes a while."""
-        while proc_id not in self._machines:  # its launch is under way
+        while proc_id not in self._machines:  # noqa: ASYNC110  # its launch is under way
             await asyncio.sleep(0.01)
         await self._machines[proc_id].running.wait()
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -102,3 +103,9 @@ def test_a_kernel_that_there_is_not_fails_the_launch(cluster: str) -> None:
     ray.kill(spawner)
     assert isinstance(result.kind, Failed)
     assert "could not open kernel file '/nonexistent/vmlinuz'" in result.kind.reason
+
+
+def test_the_example_prints_what_the_guest_ended_with() -> None:
+    command = [sys.executable, str(Path(__file__).parents[2] / "examples" / "vm_spawner.py"), kernel()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=True)
+    assert done.stdout == "guest exited with code 3\n"
