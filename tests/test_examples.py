@@ -42,7 +42,7 @@ PRINTS = {
 
 
 #: Run by tests of their own.
-ELSEWHERE = {"monarch_ddp", "monarch_mesh", "mpi_sum", "torch_ddp"}
+ELSEWHERE = {"monarch_ddp", "monarch_mesh", "mpi_sum", "torch_ddp", "vm_spawner"}
 
 
 def test_every_example_is_run() -> None:
