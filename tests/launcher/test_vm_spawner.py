@@ -158,7 +158,7 @@ def test_a_machine_that_somebody_kills_is_failed(running: Callable[[str], Launch
 def test_terminate_reaches_children_with_sessions_of_their_own(
     running: Callable[[str], LaunchResult], launcher: ActorProcLauncher
 ) -> None:
-    child = "trap 'echo child >&2; exit' TERM; echo \"$UP\"; while :; do sleep 0.1; done"
+    child = "trap 'echo child >&2; exit' TERM; echo \"$UP\"; sleep 9999 & wait"
     launched = running(
         f"trap 'wait; echo leader >&2; exit 5' TERM; setsid sh -c '{child.replace(chr(39), QUOTE)}' & wait"
     )
