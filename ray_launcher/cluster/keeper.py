@@ -7,6 +7,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -59,6 +60,7 @@ class Keeper:
     """
 
     def __init__(self, directory: Path, logs: Path, cookie: str, host: Host) -> None:
+        self._thread = ThreadPoolExecutor(1, "keeper")  # nobody else's work is in its way
         self._directory, self._logs, self._host = directory, logs, host
         self._cookie = cookie.encode()
         self.running: dict[str, Started] = {}  # what it has been told to launch, or found to run, by token
@@ -77,7 +79,7 @@ class Keeper:
     async def find(self) -> bool:
         """Find what an earlier agent has left here: True for a supervisor. Otherwise nothing of it lives afterwards."""
         async with self._lock:
-            await self._in_thread(int)  # the thread that the others will run in, for there may be none to be had later
+            await self._in_thread(int)  # starts it, for there may be none to be had later
             try:
                 await self._connect()
             except (OSError, SupervisorError):
@@ -246,7 +248,7 @@ class Keeper:
         return client.wait_until_free(self._directory, MOP_UP)
 
     async def _in_thread(self, call: Callable[..., _T], *args: object) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(None, call, *args)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
 
 
 def _resolve(future: asyncio.Future[None]) -> None:
