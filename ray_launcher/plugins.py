@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from importlib.metadata import EntryPoint, entry_points
 
 from ray_launcher.errors import ProcLauncherError, UnknownSpawnerError, describe_exception
@@ -21,7 +22,7 @@ def find_spawner(name: str) -> type[ProcSpawner]:
     """The class of that name, for `start_spawner`.
 
     Raises `UnknownSpawnerError`, which lists the names that there are; `ProcLauncherError` where what is behind the
-    name cannot be imported or is no `ProcSpawner`; TypeError.
+    name cannot be imported or is no `ProcSpawner` that can be started; TypeError.
     """
     if not isinstance(name, str):
         raise TypeError(f"name must be a str, not {type(name).__name__}")
@@ -33,10 +34,13 @@ def find_spawner(name: str) -> type[ProcSpawner]:
     where = f"spawner {name!r} ({found.value}{'' if found.dist is None else f', of {found.dist.name}'})"
     try:
         spawner_cls = found.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a module may be a script that looks for its arguments
         raise ProcLauncherError(f"{where} cannot be imported: {describe_exception(error)}") from error
     if not (isinstance(spawner_cls, type) and issubclass(spawner_cls, ProcSpawner)):
         raise ProcLauncherError(f"{where} is no subclass of ray_launcher.ProcSpawner")
+    if inspect.isabstract(spawner_cls):
+        missing = ", ".join(sorted(spawner_cls.__abstractmethods__))
+        raise ProcLauncherError(f"{where} is not finished: it must define {missing}")
     return spawner_cls
 
 

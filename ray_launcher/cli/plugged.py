@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import click
 import ray
 from click.core import ParameterSource
+from ray.exceptions import RayActorError
 
 from ray_launcher import (
     ActorProcLauncher,
@@ -25,6 +26,7 @@ from ray_launcher import (
     find_spawner,
     start_spawner,
 )
+from ray_launcher.cli.connect import ConnectError
 from ray_launcher.cli.options import together
 
 #: The parameters of `run` for what only sessions do.
@@ -78,8 +80,15 @@ class Plugin(NamedTuple):
     arguments: dict[str, Any]
 
     def start(self) -> Plugged:
-        """On the cluster to which this process is connected."""
-        return Plugged(start_spawner(self.spawner_cls, **self.arguments))
+        """On the cluster to which this process is connected. Raises `ConnectError` where it does not start."""
+        spawner: Any = start_spawner(self.spawner_cls, **self.arguments)
+        try:
+            ray.get(spawner.__ray_ready__.remote())
+        except RayActorError as error:
+            lines = str(error).split("\n")
+            words = " ".join(lines[-1:] if error.actor_init_failed else lines).split()  # not its whole traceback
+            raise ConnectError(f"cannot start {self.spawner_cls.__name__}: {' '.join(words)}") from None
+        return Plugged(spawner)
 
 
 def plugin_of(ctx: click.Context, options: Mapping[str, Any]) -> Plugin | None:

@@ -19,10 +19,21 @@ EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 RUN = ("--address", "local", "--spawner", "local")
 
 
+PICKY = """
+from custom_spawner import LocalSpawner
+
+class Picky(LocalSpawner):
+    def __init__(self, size):
+        super().__init__()
+        self.size = int(size)
+"""
+
+
 @pytest.fixture
 def env(tmp_path: Path) -> dict[str, str]:
     """Of commands that find the spawner "local"."""
-    offer(tmp_path, local="custom_spawner:LocalSpawner")
+    offer(tmp_path, local="custom_spawner:LocalSpawner", picky="picky:Picky")
+    (tmp_path / "picky.py").write_text(PICKY)
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(EXAMPLES), *sys.path])}
 
 
@@ -41,6 +52,13 @@ def test_an_interrupt_ends_its_procs(env: dict[str, str], tmp_path: Path) -> Non
         ready.read_text()
         run.process.send_signal(signal.SIGINT)
         assert run.ended() == 128 + signal.SIGTERM
+
+
+def test_what_a_spawner_makes_of_its_options_is_told_in_a_line(env: dict[str, str]) -> None:
+    words = ("--address", "local", "--spawner", "picky", "--spawner-option", "size=big")
+    done = verb(env, "run", *words, "--", "true", code=125)
+    said = "ValueError: invalid literal for int() with base 10: 'big'"
+    assert done.stderr == f"ray-launcher: cannot start Picky: {said}\n"
 
 
 @pytest.mark.parametrize(
