@@ -95,14 +95,18 @@ class SimLoop(asyncio.SelectorEventLoop):
         return task
 
     def bury(self) -> None:
-        """Let go of what dead processes left, without a word."""
-        for task in self._made:
-            if not task.done():
-                task._log_destroy_pending = False  # type: ignore[attr-defined]
-                coroutine: Any = task.get_coro()
-                with warnings.catch_warnings(), contextlib.suppress(BaseException):  # it awaits in a finally, say
-                    warnings.simplefilter("ignore")
-                    coroutine.close()
+        """Let go of what dead processes left, without a word; what they begin in a `finally` is let go of, too."""
+        asyncio._set_running_loop(self)  # else they would begin it in a loop that nobody runs, nor closes
+        try:
+            for task in self._made:  # which may grow
+                if not task.done():
+                    task._log_destroy_pending = False  # type: ignore[attr-defined]
+                    coroutine: Any = task.get_coro()
+                    with warnings.catch_warnings(), contextlib.suppress(BaseException):  # it awaits in a finally, say
+                        warnings.simplefilter("ignore")
+                        coroutine.close()
+        finally:
+            asyncio._set_running_loop(None)
 
 
 def _set(done: asyncio.Future[Any], answer: object) -> None:
