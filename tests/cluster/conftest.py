@@ -24,11 +24,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: _HERE not in item.path.parents)
 
 
-@pytest.hookimpl(trylast=True)  # after the fixtures of the test
-def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+@pytest.hookimpl(wrapper=True)  # after the fixtures of the test, and where they fail, too
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> Iterator[None]:
     """Called for the tests of this folder; after the last one the cluster goes."""
-    if nextitem is None or _HERE not in nextitem.path.parents:
-        _up.close()
+    try:
+        return (yield)
+    finally:
+        if nextitem is None or _HERE not in nextitem.path.parents:
+            _up.close()
 
 
 @pytest.fixture(scope="session")

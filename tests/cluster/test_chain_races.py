@@ -11,7 +11,7 @@ import pytest
 import ray
 from lasting import lasting_session, nothing_left_at_last
 from node_rig import until
-from ray_rig import DEADLINE, Nodes, ended, procs_of, rest_of, shell
+from ray_rig import DEADLINE, Nodes, ended, pid_of, procs_of, rest_of, shell
 from victims import Victims, is_there
 
 from ray_launcher import Exited, ExitPort, Failed, ProcExitResult, RayProcLauncher, Signaled
@@ -123,6 +123,7 @@ def test_an_id_is_free_at_once_though_the_spawner_is_started_again(session: RayP
 
 def test_an_id_stays_taken_though_the_spawner_is_started_again(session: RayProcLauncher, nodes: Nodes) -> None:
     first = session.launch("taken", shell("exec sleep 9999", nodes.on("a"))).exit_port
+    pid_of(session, "taken")
     os.kill(ray.get(session._spawner.facts.remote())["pid"], signal.SIGKILL)
     second = session.launch("taken", shell("exit", nodes.on("b"))).exit_port
     assert "already running" in str(ended(second))

@@ -31,6 +31,7 @@ from ray_launcher.cluster.wire import SessionInfo
 START = 5.0
 #: Its output leaves no empty file behind, which would be set aside, and serve a launch when there are no inodes.
 LOUD = "echo out; echo err >&2"
+_count = itertools.count()
 
 
 class Kept:
@@ -51,12 +52,11 @@ class Node:
 
     def __init__(self, launcher: RayProcLauncher, node_id: str, disk: SmallDisk) -> None:
         self.launcher, self.disk, self.on = launcher, disk, Placement(node_id=node_id)
-        self._names = (f"proc {n}" for n in itertools.count())
         assert self.serves()
         [self.agent] = [actor for actor in agents_of(launcher.session) if self._facts(actor)["node"] == node_id[:16]]
 
     def run(self, opts: LaunchOptions) -> tuple[str, Any]:
-        name = next(self._names)
+        name = f"proc {next(_count)}"
         return name, self.launcher.launch(name, opts).exit_port
 
     def serves(self) -> bool:
@@ -74,10 +74,9 @@ class Node:
     def keeps(self) -> Iterator[Kept]:
         """A proc that is there before goes on, and its exit arrives, with its last words."""
         gate = Gate(Path(tempfile.gettempdir()) / "gate")
+        script = f"echo $$; echo first >&2; read -r _ <'{gate.path}'; echo last >&2; exit 5"
+        name, port = self.run(shell(script, self.on))
         try:
-            name, port = self.run(
-                shell(f"echo $$; echo first >&2; read -r _ <'{gate.path}'; echo last >&2; exit 5", self.on)
-            )
             kept = Kept(gate, int(next(self.launcher.logs(name, follow=True))))
             yield kept
             if not kept.ended:
@@ -86,6 +85,7 @@ class Node:
             result = ended(port)
             assert (result.returncode, result.stderr_tail) == (5, ["first", "last"])
         finally:
+            self.launcher.kill(name)
             gate.path.unlink()
 
     @staticmethod

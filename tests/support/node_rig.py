@@ -326,9 +326,10 @@ class Rig:
     def log(self, token: bytes, stream: str) -> Path:
         return self.logs / f"{token.decode()}.{stream}"
 
-    def output(self, token: bytes) -> bytes:
+    def output(self, token: bytes, stream: str = "out") -> bytes:
+        """What was written so far; an empty file may be there no more."""
         try:
-            return self.log(token, "out").read_bytes()
+            return self.log(token, stream).read_bytes()
         except FileNotFoundError:
             return b""
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -44,13 +46,9 @@ class SmallDisk:
         """No byte can be written meanwhile; files can be created."""
         fill = self.path / "fill"
         try:
-            with open(fill, "wb", buffering=0) as file:
-                for size in _BLOCKS:
-                    with contextlib.suppress(OSError):
-                        while file.write(b"\0" * size) == size:
-                            pass
-            assert os.statvfs(self.path).f_bfree == 0, os.statvfs(self.path)
-            yield
+            with open(fill, "wb", buffering=0) as file, _kept_up(lambda: _fill_up(file)):
+                assert os.statvfs(self.path).f_bfree == 0, os.statvfs(self.path)
+                yield
         finally:
             fill.unlink()
 
@@ -58,19 +56,21 @@ class SmallDisk:
     def without_inodes(self, spared: int = 0) -> Iterator[None]:
         """No file can be created meanwhile, save so many."""
         fillers: list[Path] = []
-        try:
+
+        def fill() -> None:
             with contextlib.suppress(OSError):
-                while True:
+                while os.statvfs(self.path).f_ffree > spared:
                     filler = self.path / f"fill{len(fillers)}"
                     filler.touch()
                     fillers.append(filler)
-            for filler in fillers[:spared]:
-                filler.unlink()
-            assert os.statvfs(self.path).f_ffree == spared, os.statvfs(self.path)
-            yield
+
+        try:
+            with _kept_up(fill):
+                assert os.statvfs(self.path).f_ffree <= spared, os.statvfs(self.path)
+                yield
         finally:
             for filler in fillers:
-                filler.unlink(missing_ok=True)
+                filler.unlink()
 
     @contextlib.contextmanager
     def read_only(self, below: str = ".") -> Iterator[None]:
@@ -91,6 +91,32 @@ PRESSURES = [
     pytest.param(SmallDisk.without_inodes, errno.ENOSPC, _FREE, id="no inodes"),
     pytest.param(SmallDisk.read_only, errno.EROFS, "make the disk of Ray's log directory writable", id="read-only"),
 ]
+
+
+@contextlib.contextmanager
+def _kept_up(fill: Callable[[], None]) -> Iterator[None]:
+    """`fill`, and again and again: others free something at any time, such as a file that was unlinked while open."""
+    over = threading.Event()
+
+    def keep_up() -> None:
+        while not over.wait(0.001):
+            fill()
+
+    fill()
+    keeper = threading.Thread(target=keep_up)
+    keeper.start()
+    try:
+        yield
+    finally:
+        over.set()
+        keeper.join()
+
+
+def _fill_up(file: io.RawIOBase) -> None:
+    for size in _BLOCKS:
+        with contextlib.suppress(OSError):
+            while file.write(b"\0" * size) == size:
+                pass
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
