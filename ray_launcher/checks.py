@@ -72,6 +72,16 @@ def not_empty(check: Callable[[str, object], str], where: str, value: object) ->
     return plain
 
 
+def word(where: str, value: object) -> str:
+    """At least one character of UTF-8 text."""
+    return not_empty(utf8_text, where, value)
+
+
+def store(instance: object, name: str, value: object) -> None:
+    """Set a field of a frozen dataclass, which there is one way to do."""
+    object.__setattr__(instance, name, value)
+
+
 def optional(check: Callable[[str, object], _T], where: str, value: object) -> _T | None:
     """None, or what ``check`` makes of the value."""
     return None if value is None else check(where, value)

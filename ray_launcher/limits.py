@@ -55,7 +55,7 @@ class ProcBind:
     def __post_init__(self) -> None:
         for each in fields(self):
             value = checks.optional(checks.number_list, f"ProcBind.{each.name}", getattr(self, each.name))
-            object.__setattr__(self, each.name, value)
+            checks.store(self, each.name, value)
 
 
 def rlimits(where: str, value: object) -> FrozenMapping[str, tuple[int, int]]:

@@ -9,27 +9,23 @@ raises TypeError and a wrong value ValueError; the message names the argument an
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ray_launcher import checks, limits
 from ray_launcher.callables import launch_fields
-from ray_launcher.frozen import EnvMapping, FrozenMapping, SecretMapping
+from ray_launcher.frozen import EnvMapping, SecretMapping
 from ray_launcher.limits import ProcBind, RlimitValue
+from ray_launcher.placement import Placement
 from ray_launcher.readiness import ReadyWhen
 
 __all__ = ["LaunchOptions", "Placement", "ProcBind", "check_proc_id", "check_timeout", "check_tty_size"]
 
 StrPath: TypeAlias = "str | os.PathLike[str]"
-GpuMask: TypeAlias = Literal["proc", "node", "inherit"]
 
-_GPU_MASKS = ("proc", "node", "inherit")
-_OWN_FIELDS = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
-_SMALLEST_SHARE = 0.0001
 _PROC_ID_BYTES = 4096
 #: Seconds. Kubernetes' number: https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#restart-policy
 LONGEST_RESTART_DELAY = 300.0
@@ -39,48 +35,6 @@ _HIDDEN = ("bootstrap_payload",)
 _SECRET_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 #: Bytes of all secrets of a proc.
 _SECRETS = 1 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Placement:
-    """Where a proc runs and what it holds there. The names and units are Ray's.
-
-    Without any resource the proc runs on any node, or on the one that ``node_id`` or ``label_selector`` names, and
-    holds nothing.
-
-    Raises TypeError or ValueError, naming the argument. Quantities are finite and not negative; a share is at least
-    0.0001, and more than one GPU means whole GPUs (source: ``_validate_resource_quantity`` in Ray's
-    ``ray_option_utils.py``).
-    """
-
-    num_cpus: float = 0
-    """CPUs; shares are fine."""
-    num_gpus: float = 0
-    """GPUs; a share below 1, or a whole number."""
-    memory: float = 0
-    """Bytes."""
-    resources: Mapping[str, float] = field(default_factory=dict)
-    """Custom resources: name to quantity. Stored as a read-only mapping."""
-    label_selector: Mapping[str, str] = field(default_factory=dict)
-    """Node labels: name to value or Ray's expressions (``"!x"``, ``"in(a,b)"``). Stored as a read-only mapping."""
-    node_id: str | None = None
-    """Hex id of the node, as ``ray.nodes()`` gives it."""
-    timeout: float | None = None
-    """Seconds to wait for the resources; None, or infinity, which is stored as None: for ever."""
-    gpu_mask: GpuMask | None = None
-    """GPUs that the proc sees: its own (``"proc"``), all of its gang on the node (``"node"``), or what the node has
-    (``"inherit"``). None: ``"proc"`` for a single proc, ``"node"`` in a gang."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_cpus", "num_gpus", "memory"):
-            _store(self, name, _quantity(f"Placement.{name}", getattr(self, name)))
-        _check_whole_gpus(self.num_gpus)
-        _store(self, "resources", _resources(self.resources))
-        labels = checks.mapping(checks.utf8_text, checks.utf8_text, "Placement.label_selector", self.label_selector)
-        _store(self, "label_selector", FrozenMapping(labels))
-        _store(self, "node_id", checks.optional(_word, "Placement.node_id", self.node_id))
-        _store(self, "timeout", _optional_wait("Placement.timeout", self.timeout))
-        _store(self, "gpu_mask", checks.optional(_gpu_mask, "Placement.gpu_mask", self.gpu_mask))
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -227,41 +181,41 @@ class LaunchOptions:
         self._check_command()
         self._check_environment()
         for name in ("inherit_env", "want_stdio", "want_stdin", "tty", "forget"):
-            _store(self, name, checks.flag(f"LaunchOptions.{name}", getattr(self, name)))
+            checks.store(self, name, checks.flag(f"LaunchOptions.{name}", getattr(self, name)))
         for name in ("arg0", "process_name", "bootstrap_payload", "log_channel"):
-            _store(self, name, checks.optional(checks.os_text, f"LaunchOptions.{name}", getattr(self, name)))
-        _store(self, "tty_size", check_tty_size("LaunchOptions.tty_size", self.tty_size))
-        _store(self, "tail_lines", checks.count("LaunchOptions.tail_lines", self.tail_lines))
+            checks.store(self, name, checks.optional(checks.os_text, f"LaunchOptions.{name}", getattr(self, name)))
+        checks.store(self, "tty_size", check_tty_size("LaunchOptions.tty_size", self.tty_size))
+        checks.store(self, "tail_lines", checks.count("LaunchOptions.tail_lines", self.tail_lines))
         _check_parts(self.proc_bind, self.placement, self.ready_when)
         if self.ready_when is not None and self.ready_when.log is not None and not self.want_stdio:
             raise ValueError("LaunchOptions.ready_when.log needs the output; leave want_stdio on")
         self._check_limits()
-        _store(self, "secrets", SecretMapping(_secrets("LaunchOptions.secrets", self.secrets)))
-        _store(self, "log_limit", checks.optional(limits.log_limit, "LaunchOptions.log_limit", self.log_limit))
-        _store(self, "max_restarts", checks.count("LaunchOptions.max_restarts", self.max_restarts))
-        _store(self, "restart_delay", check_restart_delay("LaunchOptions.restart_delay", self.restart_delay))
+        checks.store(self, "secrets", SecretMapping(_secrets("LaunchOptions.secrets", self.secrets)))
+        checks.store(self, "log_limit", checks.optional(limits.log_limit, "LaunchOptions.log_limit", self.log_limit))
+        checks.store(self, "max_restarts", checks.count("LaunchOptions.max_restarts", self.max_restarts))
+        checks.store(self, "restart_delay", check_restart_delay("LaunchOptions.restart_delay", self.restart_delay))
 
     def _check_command(self) -> None:
-        _store(self, "program", _path("LaunchOptions.program", self.program))
-        _store(self, "args", checks.many(checks.path, "LaunchOptions.args", self.args))
-        _store(self, "cwd", checks.optional(_path, "LaunchOptions.cwd", self.cwd))
+        checks.store(self, "program", _path("LaunchOptions.program", self.program))
+        checks.store(self, "args", checks.many(checks.path, "LaunchOptions.args", self.args))
+        checks.store(self, "cwd", checks.optional(_path, "LaunchOptions.cwd", self.cwd))
 
     def _check_environment(self) -> None:
         env = checks.mapping(checks.os_text, checks.os_text, "LaunchOptions.env", self.env)
         for name in env:
             _check_env_name(name)
-        _store(self, "env", EnvMapping(env))
-        _store(self, "env_remove", checks.many(_glob, "LaunchOptions.env_remove", self.env_remove))
+        checks.store(self, "env", EnvMapping(env))
+        checks.store(self, "env_remove", checks.many(_glob, "LaunchOptions.env_remove", self.env_remove))
 
     def _check_limits(self) -> None:
-        _store(self, "rlimits", limits.rlimits("LaunchOptions.rlimits", self.rlimits))
-        _store(self, "umask", checks.optional(limits.umask, "LaunchOptions.umask", self.umask))
-        _store(self, "nice", checks.optional(limits.nice, "LaunchOptions.nice", self.nice))
-        _store(self, "time_limit", limits.time_limit("LaunchOptions.time_limit", self.time_limit))
-        _store(self, "time_limit_grace", check_timeout("LaunchOptions.time_limit_grace", self.time_limit_grace))
+        checks.store(self, "rlimits", limits.rlimits("LaunchOptions.rlimits", self.rlimits))
+        checks.store(self, "umask", checks.optional(limits.umask, "LaunchOptions.umask", self.umask))
+        checks.store(self, "nice", checks.optional(limits.nice, "LaunchOptions.nice", self.nice))
+        checks.store(self, "time_limit", limits.time_limit("LaunchOptions.time_limit", self.time_limit))
+        checks.store(self, "time_limit_grace", check_timeout("LaunchOptions.time_limit_grace", self.time_limit_grace))
         if self.pre_kill_signal is not None:
             where = "LaunchOptions.pre_kill_signal"
-            _store(self, "pre_kill_signal", limits.pre_kill_signal(where, self.pre_kill_signal, self.time_limit))
+            checks.store(self, "pre_kill_signal", limits.pre_kill_signal(where, self.pre_kill_signal, self.time_limit))
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{each.name}={self._shown(each.name)}" for each in fields(self))
@@ -277,7 +231,7 @@ def check_proc_id(proc_id: object) -> str:
 
     Raises TypeError or ValueError, naming ``proc_id``.
     """
-    checked = _word("proc_id", proc_id)
+    checked = checks.word("proc_id", proc_id)
     if len(checked.encode()) > _PROC_ID_BYTES:
         raise ValueError(f"proc_id is longer than {_PROC_ID_BYTES} bytes; choose a shorter id")
     return checked
@@ -309,20 +263,12 @@ def check_restart_delay(name: str, value: object) -> float:
     return seconds
 
 
-def _store(instance: object, name: str, value: object) -> None:
-    object.__setattr__(instance, name, value)  # the one way to set a field of a frozen dataclass
-
-
 def _path(where: str, value: object) -> str:
     return checks.not_empty(checks.path, where, value)
 
 
 def _glob(where: str, value: object) -> str:
     return checks.not_empty(checks.os_text, where, value)
-
-
-def _word(where: str, value: object) -> str:
-    return checks.not_empty(checks.utf8_text, where, value)
 
 
 def _check_env_name(name: str) -> None:
@@ -340,26 +286,6 @@ def _check_parts(proc_bind: object, placement: object, ready_when: object) -> No
         raise TypeError("LaunchOptions.ready_when must be a ReadyWhen or None; write ReadyWhen(port=8080)")
 
 
-def _quantity(where: str, value: object) -> int | float:
-    quantity = checks.number(where, value)
-    if 0 < quantity < _SMALLEST_SHARE:
-        raise ValueError(f"{where} is smaller than the smallest share; write 0, or {_SMALLEST_SHARE} or more")
-    return quantity
-
-
-def _check_whole_gpus(num_gpus: float) -> None:
-    if num_gpus > 1 and num_gpus != math.floor(num_gpus):
-        raise ValueError("Placement.num_gpus must be whole above 1; write a whole number, or a share below 1")
-
-
-def _resources(value: object) -> FrozenMapping[str, int | float]:
-    resources = checks.mapping(checks.utf8_text, _quantity, "Placement.resources", value)
-    for name in resources.keys() & _OWN_FIELDS.keys():
-        where = checks.entry_of("Placement.resources", name)
-        raise ValueError(f"{where} has a field of its own; write Placement({_OWN_FIELDS[name]}=...)")
-    return FrozenMapping(resources)
-
-
 def _secrets(where: str, value: object) -> dict[str, bytes]:
     if not isinstance(value, Mapping):
         raise TypeError(f"{where} must be a mapping of names to bytes, not {type(value).__name__}")
@@ -375,15 +301,3 @@ def _secrets(where: str, value: object) -> dict[str, bytes]:
     if sum(map(len, found.values())) > _SECRETS:
         raise ValueError(f"{where} has more than 1 MiB; hand over the path of a file that the nodes have instead")
     return found
-
-
-def _optional_wait(where: str, value: object) -> float | None:
-    wait = checks.optional(checks.seconds, where, value)
-    return None if wait == math.inf else wait
-
-
-def _gpu_mask(where: str, value: object) -> str:
-    mask = checks.utf8_text(where, value)
-    if mask not in _GPU_MASKS:
-        raise ValueError(f"{where} is not known; write one of {', '.join(map(repr, _GPU_MASKS))}, or None")
-    return mask

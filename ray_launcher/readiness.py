@@ -41,9 +41,9 @@ class ReadyWhen:
         ) -> None: ...
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "exec", checks.many(checks.path, "ReadyWhen.exec", self.exec))
-        object.__setattr__(self, "port", checks.optional(_port, "ReadyWhen.port", self.port))
-        object.__setattr__(self, "log", checks.optional(_pattern, "ReadyWhen.log", self.log))
+        checks.store(self, "exec", checks.many(checks.path, "ReadyWhen.exec", self.exec))
+        checks.store(self, "port", checks.optional(_port, "ReadyWhen.port", self.port))
+        checks.store(self, "log", checks.optional(_pattern, "ReadyWhen.log", self.log))
         given = [each for each in (self.port, self.log, self.exec or None) if each is not None]
         if len(given) != 1:
             raise ValueError(f"ReadyWhen needs one of port, log and exec, not {len(given)} of them")
