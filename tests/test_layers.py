@@ -13,7 +13,19 @@ import pytest
 import ray_launcher
 
 ROOT = Path(ray_launcher.__file__).parent
-WORDS = {"errors", "exits", "options", "checks", "frozen", "callables", "info", "limits", "ranks", "readiness"}
+WORDS = {
+    "errors",
+    "exits",
+    "options",
+    "placement",
+    "checks",
+    "frozen",
+    "callables",
+    "info",
+    "limits",
+    "ranks",
+    "readiness",
+}
 WORDS |= {"usage", "checkup"}
 CONTRACT = {"outcomes", "pace", "desk", "spawner", "port", "ledger", "mail", "launcher", "plugins"}
 TOP = {
