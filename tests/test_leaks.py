@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import ray
 from leaks import NAMESPACE, Traces
-from node_rig import Wire
+from node_rig import Wire, until
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
 
 from ray_launcher.node import client
@@ -28,8 +28,12 @@ SLEEP = ["/bin/sleep", "9999"]
 @contextmanager
 def running(command: list[str], **env: str) -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(command, env=env) as process:
-        yield process
-        process.kill()
+        try:
+            environ = Path(f"/proc/{process.pid}/environ")
+            until(lambda: environ.read_bytes() or not env, "the kernel shows its environment")
+            yield process
+        finally:
+            process.kill()
 
 
 @contextmanager

@@ -38,10 +38,14 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
     return found
 
 
-def test_the_example_finds_the_same_losses_as_torchrun(nodes: Nodes, expected: dict[int, str]) -> None:
+def test_the_example_finds_what_it_looks_for(nodes: Nodes) -> None:
     output = ran(str(EXAMPLES / "torch_ddp.py"), RAY_ADDRESS=nodes.address)
-    assert losses(output) == expected
     assert output.splitlines()[-1] == "[1.5, 1.5, 1.5, 1.5]"
+
+
+@pytest.mark.slow
+def test_the_example_finds_the_same_losses_as_torchrun(nodes: Nodes, expected: dict[int, str]) -> None:
+    assert losses(ran(str(EXAMPLES / "torch_ddp.py"), RAY_ADDRESS=nodes.address)) == expected
 
 
 @pytest.mark.slow

@@ -83,6 +83,7 @@ def test_other_nodes_are_untouched(outcome: Outcome) -> None:
     assert not outcome.changes
 
 
+@pytest.mark.slow
 def test_a_cut_shorter_than_the_lease_loses_nothing(hosts: RayHosts, observer: Session) -> None:
     with Session(hosts, hosts.head, lease=LONG_LEASE) as session:
         short, long = (session.start(proc_id, hosts["a"], WORKER) for proc_id in ("short", "long"))

@@ -14,6 +14,8 @@ from hosts import Hosts, Running, needs_hosts
 from node_rig import marked, until
 
 PORT = 5000
+#: Seconds until all is gone.
+GONE = 60.0
 LISTEN = f"""
 import socket, sys
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -129,5 +131,5 @@ def test_nothing_is_left_when_who_made_them_is_sigkilled() -> None:
         assert directory.is_dir()
         assert len(marked(str(directory))) >= 4  # the keeper, two processes of the tree, who waits for them
         maker.send_signal(signal.SIGKILL)
-    until(lambda: not marked(str(directory)), "no process is left")
+    until(lambda: not marked(str(directory)), "no process is left", GONE)
     until(lambda: not directory.exists(), "their directory is gone")
