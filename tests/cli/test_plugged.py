@@ -5,19 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_rig import running
+from cli_rig import OwnRay, running
 from held_session import verb
 from plugin_rig import offer
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
-
-
-#: Its Ray is the command's own, so the plug-in is there for its workers, too.
-RUN = ("--address", "local", "--spawner", "local")
-
+RUN = ("--spawner", "local")
 
 PICKY = """
 from custom_spawner import LocalSpawner
@@ -29,12 +26,15 @@ class Picky(LocalSpawner):
 """
 
 
-@pytest.fixture
-def env(tmp_path: Path) -> dict[str, str]:
-    """Of commands that find the spawner "local"."""
-    offer(tmp_path, local="custom_spawner:LocalSpawner", picky="picky:Picky")
-    (tmp_path / "picky.py").write_text(PICKY)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(EXAMPLES), *sys.path])}
+@pytest.fixture(scope="module")
+def env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Of commands that find the spawner "local", in a Ray whose workers do so, too."""
+    site = tmp_path_factory.mktemp("site")
+    offer(site, local="custom_spawner:LocalSpawner", picky="picky:Picky")
+    (site / "picky.py").write_text(PICKY)
+    ray = OwnRay(PYTHONPATH=os.pathsep.join([str(site), str(EXAMPLES), *sys.path]))
+    yield ray.environ()
+    ray.stop()
 
 
 def test_the_last_words_and_the_first_failure_are_told(env: dict[str, str]) -> None:
@@ -55,7 +55,7 @@ def test_an_interrupt_ends_its_procs(env: dict[str, str], tmp_path: Path) -> Non
 
 
 def test_what_a_spawner_makes_of_its_options_is_told_in_a_line(env: dict[str, str]) -> None:
-    words = ("--address", "local", "--spawner", "picky", "--spawner-option", "size=big")
+    words = ("--spawner", "picky", "--spawner-option", "size=big")
     done = verb(env, "run", *words, "--", "true", code=125)
     said = "ValueError: invalid literal for int() with base 10: 'big'"
     assert done.stderr == f"ray-launcher: cannot start Picky: {said}\n"

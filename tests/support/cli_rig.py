@@ -29,11 +29,19 @@ sys.stdin.read()  # until who started this is gone
 
 
 class OwnRay:
-    """A cluster of one node. It ends with `stop`, or when the process that made it is gone."""
+    """A cluster of one node. It ends with `stop`, or when the process that made it is gone.
 
-    def __init__(self) -> None:
+    env: more of what its workers find in their environment.
+    """
+
+    def __init__(self, **env: str) -> None:
+        self._env = env
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _RAY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            [sys.executable, "-c", _RAY],
+            env={**os.environ, **env},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         )
         assert self._process.stdout is not None
         self.address = self._process.stdout.readline().decode().strip()
@@ -50,7 +58,7 @@ class OwnRay:
 
     def environ(self) -> dict[str, str]:
         """For commands that shall use it."""
-        return {**os.environ, "RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "token"}
+        return {**os.environ, **self._env, "RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "token"}
 
 
 class Run:
