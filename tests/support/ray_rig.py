@@ -38,6 +38,7 @@ class Nodes:
 
     def __init__(self) -> None:
         quiet: dict[str, Any] = {"include_dashboard": False, "num_gpus": 0, "object_store_memory": 100 << 20}
+        quiet["include_log_monitor"] = False  # it shows drivers what workers print, and polls
         self._quiet = quiet
         head = {"num_cpus": 0, "labels": {"zone": "head"}, "_system_config": _HEALTH_CHECKS, **quiet}
         with ray_starts():
