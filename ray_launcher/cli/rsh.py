@@ -83,7 +83,7 @@ class Remote(Run):
 
     def _conclude(self) -> int:
         code = super()._conclude()
-        failed = any(isinstance(result.kind, Failed) for _, result in self._failures)
+        failed = any(isinstance(result.kind, Failed) for _, result in self._account.failures)
         return _OWN_FAILURE if failed or self._verdict == LAUNCHER_ERROR else code
 
 

@@ -11,12 +11,12 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
 
-from ray_launcher import ExitPort, Failed, ProcExitResult, ProcLauncherError, RayProcLauncher, Signaled, is_spare
+from ray_launcher import ProcExitResult, ProcLauncherError, RayProcLauncher, is_spare
 from ray_launcher.cli import outcome
+from ray_launcher.cli.account import Account, procs
 from ray_launcher.cli.connect import ConnectError, connect, leave
 from ray_launcher.cli.jobs import Job, Target
 from ray_launcher.cli.output import (
@@ -44,10 +44,6 @@ _LEAVE_NOW = 5.0
 _NOTICE = 2.0
 #: Seconds without news after which the live line is brought up to date.
 _MOMENT = 0.1
-#: Seconds for the spawner to tell which failure came first.
-_FETCH = 10.0
-_Failures = Sequence[tuple[int, ProcExitResult]]
-_T = TypeVar("_T")
 _FDS = {"stdout": STDOUT, "stderr": STDERR}
 
 
@@ -68,14 +64,8 @@ class Run:
         self._watch: Watch | None = None
         self._progress = Progress(self._screen)
         self._showing = True
-        self._ports: list[ExitPort] = []
         self._running: set[int] = set()  # ranks
-        self._failures: list[tuple[int, ProcExitResult]] = []  # as they arrived
-        self._limited: list[tuple[int, ProcExitResult]] = []  # those that ended well, but at their time limit
-        self._asked: int | None = None  # the signal on which we end the procs
-        self._unasked = 0  # failures before that
-        self._spare = 0  # ranks that were not needed
-        self._killing = False
+        self._account = Account(job, self._screen, target.grace)
         self._verdict: int | None = None  # an exit code that has nothing to do with the procs'
         self._over = False
 
@@ -156,9 +146,10 @@ class Run:
             self._give_up(str(error))
             return
         self._ids = [each.proc_id for each in launched]
-        self._ports = [each.exit_port for each in launched]
-        self._running = set(range(len(launched)))
-        for rank, port in enumerate(self._ports):
+        ports = [each.exit_port for each in launched]
+        self._account.begin(ports)
+        self._running = set(range(len(ports)))
+        for rank, port in enumerate(ports):
             port.add_done_callback(partial(self._hear_of, rank))
         view: View = Plain(self._screen) if len(self._ids) == 1 else Prefixed(self._screen)
         self._shower = threading.Thread(target=self._show, args=(launcher, view), name="output", daemon=True)
@@ -177,18 +168,15 @@ class Run:
 
     def _ended(self, rank: int, result: ProcExitResult) -> None:
         self._running.discard(rank)
-        if is_spare(result):
-            self._spare += 1
-            self._check_over()
-            return
-        self._progress.ended(ok=result.ok)
-        if result.ok and outcome.limit_words(result):
-            self._limited.append((rank, result))
-        if not result.ok:
-            self._failures.append((rank, result))
-            if len(self._failures) == 1 and self._running:
-                self._later(_NOTICE, self._tell_of_first)
+        if not is_spare(result):
+            self._progress.ended(ok=result.ok)
+        if self._account.add(rank, result) and self._running:
+            self._later(_NOTICE, self._tell_of_first)
         self._check_over()
+
+    def _tell_of_first(self) -> None:
+        if self._running and not self._ending:
+            self._account.tell_of_first(len(self._running))
 
     def _output_ended(self) -> None:
         self._showing = False
@@ -224,15 +212,15 @@ class Run:
         self._stop_feeding()
         if not self._running:
             self._hurry()
-        elif self._asked is None:
+        elif self._account.asked is None:
             if number == signal.SIGHUP and self._feed is not None:
                 self._hang_up()
-            self._asked, self._unasked = number, len(self._failures)
-            self._tell(f"terminating {_procs(len(self._running))}, Ctrl-C again to kill", number)
+            self._account.ask(number)
+            self._tell(f"terminating {procs(len(self._running))}, Ctrl-C again to kill", number)
             self._terminate()
-        elif number == signal.SIGINT and not self._killing:
-            self._killing = True
-            self._tell(f"killing {_procs(len(self._running))}", number)
+        elif number == signal.SIGINT and not self._account.killing:
+            self._account.killing = True
+            self._tell(f"killing {procs(len(self._running))}", number)
             self._kill()
         elif number == signal.SIGINT:
             self._hurry()
@@ -251,7 +239,7 @@ class Run:
             self._output_ended()
 
     def _walk_out(self) -> None:
-        self._screen.say(f"not waiting for {_procs(len(self._running))} any longer")
+        self._screen.say(f"not waiting for {procs(len(self._running))} any longer")
         self._verdict = outcome.BY_SIGNAL + signal.SIGKILL
         self._over = True
 
@@ -259,7 +247,7 @@ class Run:
 
     @property
     def _ending(self) -> bool:
-        return self._asked is not None or self._verdict is not None
+        return self._account.asked is not None or self._verdict is not None
 
     def _check_over(self) -> None:
         self._over = self._over or (not self._running and not self._showing)
@@ -286,54 +274,13 @@ class Run:
         self._stop_feeding()
         if self._verdict is not None:
             return self._verdict
-        if not self._failures:
-            text = outcome.summary_of_limits(self._limited, len(self._ids))
-            if text is not None:
-                self._screen.say(text)
-            return 0
-        failures: _Failures = self._failures
-        if self._asked is None or self._unasked:
-            failures, address = self._blamed(failures[: self._unasked or None])
-            self._summarise(failures, address)
-        else:
-            if isinstance(failures[0][1].kind, Failed):  # it had not been started yet
-                return outcome.BY_SIGNAL + self._asked
-            self._tell_who_was_killed()
-        rank, first = failures[0]
-        return outcome.exit_code(first, self._ports[rank])
-
-    def _blamed(self, failures: _Failures) -> tuple[_Failures, str | None]:
-        """The same with the one first that is to blame, alone where it ended the others; and its node's address."""
-        blame = _within(_FETCH, self._job.blame)
-        results = dict(self._failures)
-        rank, address = blame or (failures[0][0], None)
-        if rank not in results:
-            return failures, None
-        others = [] if self._job.fail_fast else [each for each in failures if each[0] != rank]
-        return [(rank, results[rank]), *others], address
-
-    def _summarise(self, failures: _Failures, address: str | None) -> None:
-        if len(self._ids) == 1:
-            text = outcome.summary_of_one(failures[0][1])
-        else:
-            text = outcome.summary_of_many(failures, len(self._ids) - self._spare, address)
-        if text is not None:
-            self._screen.say(text)
-
-    def _tell_of_first(self) -> None:
-        if self._running and not self._ending:
-            self._screen.say(outcome.notice(*self._failures[0], len(self._running), ended=self._job.fail_fast))
-
-    def _tell_who_was_killed(self) -> None:
-        killed = [rank for rank, result in self._failures if result.kind == Signaled(signal.SIGKILL)]
-        if killed and not self._killing:
-            self._screen.say(f"killed {_procs(len(killed))} that had not ended after {self._grace:g} s")
+        return self._account.conclude()
 
     def _leave(self, code: int) -> None:
         """Leave nothing behind, in bounded time. Signals have no effect any more, to the very end."""
         ignore()
         self._stop_feeding()
-        patience = _LEAVE_NOW if self._running and self._killing else _LEAVE
+        patience = _LEAVE_NOW if self._running and self._account.killing else _LEAVE
         deadline = threading.Timer(patience, os._exit, [code])
         deadline.daemon = True
         deadline.start()
@@ -348,21 +295,3 @@ class Run:
                 self._feed.join(1.0)
             leave(code)
         deadline.cancel()
-
-
-def _procs(count: int) -> str:
-    return "1 proc" if count == 1 else f"{count} procs"
-
-
-def _within(seconds: float, ask: Callable[[], _T]) -> _T | None:
-    """The answer of something that blocks, unless it takes too long or fails."""
-    answers: list[_T] = []
-
-    def asking() -> None:
-        with contextlib.suppress(Exception):
-            answers.append(ask())
-
-    thread = threading.Thread(target=asking, name="asking", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return answers[0] if answers else None
