@@ -32,9 +32,11 @@ Examples:
   ray-launcher rsh 10.0.0.7 nvidia-smi
   mpirun --mca plm_rsh_agent "ray-launcher rsh" -H 10.0.0.7,10.0.0.8 ./program
   mpiexec.hydra -launcher ssh -launcher-exec ray-launcher-rsh -hosts 10.0.0.7,10.0.0.8 ./program
+  pdsh -R exec -w 10.0.0.7,10.0.0.8 ray-launcher-rsh %h uptime
 
 HOST is the address of a node, its host name, or its node id. The words of COMMAND are joined by spaces and given to sh
-there, in the home directory. stdin, stdout and stderr pass through; SIGINT, SIGTERM and SIGHUP reach COMMAND.
+there, in the home directory. stdin, stdout and stderr pass through; SIGINT, SIGTERM and SIGHUP reach COMMAND. It
+holds no resources, and sees all GPUs that the node has.
 
 COMMAND ends with this command line, however that ends; in a session (-S, or RAY_LAUNCHER_SESSION) that is there
 already it starts faster, but lives on when this command line is killed with SIGKILL.
@@ -61,7 +63,7 @@ class OnHost(Several):
 
     def settle(self) -> None:
         """See `Job`."""
-        where = Placement(node_id=node_of(self._host, list_nodes()))
+        where = Placement(node_id=node_of(self._host, list_nodes()), gpu_mask="inherit")
         self.launches = {proc_id: replace(options, placement=where) for proc_id, options in self.launches.items()}
 
 

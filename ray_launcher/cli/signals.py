@@ -12,7 +12,8 @@ _ASK_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def deliver_to(receive: Callable[[int], object]) -> None:
     """From now on `receive(number)` is called, in the main thread, for each signal that asks us to end.
 
-    What our parent has us ignore stays ignored, as under nohup.
+    What our parent has us ignore stays ignored, as under nohup; what it has blocked is not: pdsh blocks SIGINT in
+    what it starts, and sends it.
     """
 
     def handler(number: int, _frame: FrameType | None) -> None:
@@ -21,6 +22,7 @@ def deliver_to(receive: Callable[[int], object]) -> None:
     for each in _ASK_TO_END:
         if signal.getsignal(each) is not signal.SIG_IGN:
             signal.signal(each, handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASK_TO_END)
 
 
 def ignore() -> None:

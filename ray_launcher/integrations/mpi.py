@@ -61,8 +61,9 @@ def run(  # noqa: PLR0913  # one argument per choice
     mpiexec: MPICH's, which must be on the driver's node, with hydra_pmi_proxy in the same place on every node.
     launcher: the session to use; None: one of its own.
 
-    The nodes must reach the driver's node at Ray's address of it. Raises TypeError and ValueError for bad arguments,
-    `LaunchError` when mpiexec does not start the program.
+    The nodes must reach the driver's node at Ray's address of it. On several nodes mpiexec (MPICH 5.0.2) does not
+    notice a rank that leaves without MPI_Finalize, as by os._exit, while others wait for it: `timeout` bounds that.
+    Raises TypeError and ValueError for bad arguments, `LaunchError` when mpiexec does not start the program.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     with contextlib.ExitStack() as stack:

@@ -28,6 +28,14 @@ def rsh(*args: str, env: Mapping[str, str], stdin: str = "") -> subprocess.Compl
 
 
 @pytest.fixture
+def blocked(number: signal.Signals) -> Iterator[None]:
+    """This thread, and what it starts, has the signal blocked."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+    yield
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
+
+
+@pytest.fixture
 def sleeper(env: dict[str, str], host: str) -> Iterator[Run]:
     """One that tells which of the signals it gets, and ends with code 5."""
     traps = "; ".join(f"trap 'echo got {name}; exit 5' {name}" for name in ("INT", "TERM", "HUP"))
@@ -46,6 +54,11 @@ def test_it_starts_at_home_and_a_user_before_the_host_is_left_out(env: dict[str,
     assert rsh("-n", f"me@{host}", "pwd", env=env).stdout == f"{Path.home()}\n"
 
 
+def test_a_command_sees_the_gpus_that_its_node_has(env: dict[str, str], host: str) -> None:
+    of_node = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+    assert rsh("-n", host, 'echo "${CUDA_VISIBLE_DEVICES-all}"', env=env).stdout == f"{of_node}\n"
+
+
 def test_no_stdin_is_empty(env: dict[str, str], host: str) -> None:
     assert rsh("-n", host, "cat", env=env, stdin="walnut").stdout == ""
 
@@ -55,6 +68,14 @@ def test_signals_reach_the_command(sleeper: Run, number: signal.Signals) -> None
     sleeper.interrupt(number)
     assert sleeper.ended() == 5
     assert b"got " + number.name.removeprefix("SIG").encode() in sleeper.out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT])
+def test_a_signal_that_its_parent_has_blocked_reaches_the_command_as_under_pdsh(
+    blocked: None, sleeper: Run, number: signal.Signals
+) -> None:
+    sleeper.interrupt(number)
+    assert sleeper.ended() == 5
 
 
 @pytest.mark.parametrize(

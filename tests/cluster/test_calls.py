@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import ray
+from limits import cgroup
 from node_rig import until
 from ray_rig import DEADLINE, Nodes, agents_of, ended, living, pid_of
 
@@ -97,6 +98,20 @@ def test_a_segmentation_fault_is_told(shared: RayProcLauncher) -> None:
 def test_a_call_that_needs_more_memory_than_it_may_have_raises(shared: RayProcLauncher) -> None:
     with pytest.raises(MemoryError):
         shared.call_with(bytearray, [1 << 34], rlimits={"as": 1 << 31}).result(DEADLINE)
+
+
+def test_a_call_that_the_kernel_kills_for_want_of_memory_is_told(shared: RayProcLauncher) -> None:
+    def take_all(group: Path) -> None:
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+        taken = []
+        while True:
+            taken.append(b"1" * (8 << 20))
+
+    with cgroup("memory") as group:
+        group.limit_memory(100 << 20)
+        error = no_answer(shared, take_all, group.path)
+        assert group.killed_for_memory() == 1
+    assert str(error) == "the call has left no answer: its proc was killed by SIGKILL (for want of memory, perhaps)"
 
 
 def test_a_call_that_cannot_be_started_is_told(shared: RayProcLauncher) -> None:

@@ -1,4 +1,4 @@
-"""Hosts on one machine: each has a network, processes and temporary files of its own, and can be cut off.
+"""Hosts on one machine: each has its own network, processes, shared memory, temporary files, and can be cut off.
 
 They share the file system, the clock and the machine's view of all processes: whoever is outside sees everything at
 any moment, whatever the network does. See `hosts_keeper` for how they are made, and how they go whatever happens.
@@ -75,7 +75,7 @@ class Running:
 
     def __init__(self, host: Host, command: tuple[str, ...], env: dict[str, str]) -> None:
         self._command, self._stderr = command, host.directory / "stderr"
-        namespaces = ["nsenter", f"--target={host.init}", "--net", "--pid", "--mount"]
+        namespaces = ["nsenter", f"--target={host.init}", "--net", "--ipc", "--pid", "--mount"]
         with open(self._stderr, "ab") as stderr:
             self.process = subprocess.Popen(
                 [*namespaces, *_WHEN_TOLD, *command],

@@ -1,9 +1,10 @@
 """The keeper of hosts: makes them, carries packets between them, and removes every trace of them when its stdin ends.
 
-Usage: hosts_keeper.py DIRECTORY ADDRESS..., by path with `python -I -S`. A host is an init process in network, process
-and mount namespaces of its own, with the interface `eth0`, whose other end is here. Writes the pids of the inits to
-stdout, as JSON. Each line on stdin, `[address, direction, loss, delay]`, sets what happens to packets "from" or "to"
-a host: lost with the probability `loss`, else `delay` seconds late. Each is answered with a line.
+Usage: hosts_keeper.py DIRECTORY ADDRESS..., by path with `python -I -S`. A host is an init process in network, IPC,
+process and mount namespaces of its own, with the interface `eth0`, whose other end is here; MPICH takes hosts that
+share IPC for one machine. Writes the pids of the inits to stdout, as JSON. Each line on stdin, `[address, direction,
+loss, delay]`, sets what happens to packets "from" or "to" a host: lost with the probability `loss`, else `delay`
+seconds late. Each is answered with a line.
 
 The packets are carried here rather than by a bridge with netem, because many kernels come without netem. Nothing is
 ever made in the machine's own network namespace, and the kernel ends every process of a host with its init.
@@ -36,7 +37,7 @@ sys.stdin.read()  # until the keeper is gone
 """
 #: Seconds that an init gets to end by itself.
 _PATIENCE = 5
-_OWN_NAMESPACES = ["unshare", "--net", "--pid", "--mount", "--mount-proc", "--fork", "--kill-child"]
+_OWN_NAMESPACES = ["unshare", "--net", "--ipc", "--pid", "--mount", "--mount-proc", "--fork", "--kill-child"]
 _CLONE_NEWNET = 0x40000000
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 #: Bytes; more than any packet has.

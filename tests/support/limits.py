@@ -63,6 +63,11 @@ class Cgroup:
         name = "memory.limit_in_bytes" if self.version == 1 else "memory.max"
         (self.path / name).write_text(str(number))
 
+    def killed_for_memory(self) -> int:
+        """Processes that the kernel has killed since they ran out of it."""
+        name = "memory.oom_control" if self.version == 1 else "memory.events"
+        return int(dict(line.split() for line in (self.path / name).read_text().splitlines())["oom_kill"])
+
 
 @contextlib.contextmanager
 def cgroup(controller: str) -> Iterator[Cgroup]:

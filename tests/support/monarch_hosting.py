@@ -143,9 +143,9 @@ def lose(address: str, cache: str) -> None:
     job = RayJob({"hosts": 2}, address=address, grace=1)
     workers = job.state(cached_path=None).hosts.spawn_procs(per_host={"gpus": 2}).spawn("worker", Worker)
     workers.square.call().get()
-    victim = job.workers("hosts")[1]
-    assert victim.pid is not None
-    os.kill(victim.pid, signal.SIGKILL)
+    victim, worker = job.workers("hosts")[1], worker_facts(job)["hosts/1"]
+    there, launcher = Placement(node_id=worker["node"]), RayProcLauncher.find(job.session)
+    launcher.call_with(os.kill, (worker["pid"], signal.SIGKILL), placement=there).result(DEADLINE)
     give_up = time.monotonic() + DEADLINE
     supervision = ""
     while "SupervisionError" not in supervision and time.monotonic() < give_up:

@@ -192,7 +192,7 @@ def ran(*command: str, **environ: str) -> str:
     environ = {**os.environ, **environ}
     command = (sys.executable, *command)
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, f"status {done.returncode}: {done.stderr}"
     return done.stdout
 
 
