@@ -6,7 +6,6 @@ exactly one answer, answers that can travel) is provided by the base class's `se
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import pickle
 from abc import ABC, abstractmethod
@@ -93,10 +92,6 @@ class ProcSpawner(ABC):
         if outcome is None:
             outcome = await desk_of(self).account(launcher).outcome(number)
         return report_of(outcome)
-
-    async def serve_watch(self) -> None:
-        """Never returns: the call fails when the spawner is gone for good, which is how callers learn of it."""
-        await asyncio.Event().wait()
 
     async def in_turn(self, launcher: str, number: int) -> None:
         """For a subclass's own calls: returns when every message of `launcher` up to `number` has begun."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+import warnings
 from typing import Any
 
 import ray
@@ -33,3 +34,10 @@ def find(actor: str) -> Any:
         return ray.get_actor(actor, NAMESPACE)
     except ValueError:
         return None
+
+
+def is_restarted() -> bool:
+    """Whether Ray has started the actor that this runs in before."""
+    with warnings.catch_warnings():  # Ray's code warns, on the driver's screen, about Ray's code
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return bool(ray.get_runtime_context().was_current_actor_reconstructed)

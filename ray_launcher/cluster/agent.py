@@ -20,7 +20,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, RayError
 
-from ray_launcher.cluster.actors import find, spawner_actor
+from ray_launcher.cluster.actors import find, is_restarted, spawner_actor
 from ray_launcher.cluster.contact import RENEWALS
 from ray_launcher.cluster.environment import raylet_environ
 from ray_launcher.cluster.feed import Feed
@@ -52,6 +52,8 @@ _logger = logging.getLogger(__name__)
 
 #: Seconds between two attempts to reach a spawner that Ray has not given up.
 _RETRY = 0.2
+#: Seconds without a call to the spawner after a `hush`.
+_SILENCE = 5.0
 
 
 class Agent(Inquiries):
@@ -64,7 +66,7 @@ class Agent(Inquiries):
     def __init__(self, session: SessionInfo, name: str, again: bool = False) -> None:
         self._session, self._name = session, name
         # Whether launches may have run here of which nothing is known any more; decided when we have looked.
-        self._forgot = again or ray.get_runtime_context().was_current_actor_reconstructed
+        self._forgot = again or is_restarted()
         self._registry = Registry(session.name)
         self._spawner = find(spawner_actor(session.name))  # None: it is gone for good
         self._raylet = int(os.environ.get("RAY_RAYLET_PID") or os.getppid())
@@ -89,6 +91,7 @@ class Agent(Inquiries):
         self._pace = Pace()
         self._lease = 0.0  # until when, by `time.monotonic`
         self._leased = asyncio.Event()
+        self._watching, self._renewing = asyncio.Lock(), asyncio.Lock()  # held during the calls to the spawner
         self._tasks = [asyncio.ensure_future(self._watch()), asyncio.ensure_future(self._keep_lease())]
 
     # -- for the spawner ------------------------------------------------------------------------------------------
@@ -165,8 +168,18 @@ class Agent(Inquiries):
             self._forgot = False
 
     async def hush(self) -> None:
-        """Return when pending calls have been answered: Ray would report them as failed when this actor is killed."""
+        """Return when calls of both sides have been answered: Ray reports those that are pending when one is killed.
+
+        Should neither be, all goes on a little later.
+        """
         await self._feed.hush()
+        calls = self._watching, self._renewing
+        silent = asyncio.gather(*(each.acquire() for each in calls))  # the next in line, before the watch returns
+        with contextlib.suppress(RayError):
+            await self._spawner.serve_unwatch.remote(self._name)
+        await silent
+        for each in calls:
+            asyncio.get_running_loop().call_later(_SILENCE, each.release)
 
     async def _find(self) -> None:
         """What an agent before us has left; without a supervisor, its launches are forgotten, if it had any."""
@@ -253,7 +266,8 @@ class Agent(Inquiries):
         while self._spawner is not None and not self._raylet_gone():
             asked = time.monotonic()
             try:
-                granted = await self._spawner.serve_renew.remote(self._name, time.time())
+                async with self._renewing:
+                    granted = await self._spawner.serve_renew.remote(self._name, time.time())
             except ActorUnavailableError:
                 await asyncio.sleep(_RETRY)
                 continue
@@ -267,10 +281,11 @@ class Agent(Inquiries):
             await asyncio.sleep(max(0.0, asked + self._session.lease / RENEWALS - time.monotonic()))
 
     async def _watch(self) -> None:
-        """The call to the spawner never returns; it fails when the spawner is gone for good."""
+        """The call to the spawner returns when we may be killed; it fails when the spawner is gone for good."""
         while self._spawner is not None:
             try:
-                await self._spawner.serve_watch.remote()
+                async with self._watching:
+                    await self._spawner.serve_watch.remote(self._name)
             except ActorUnavailableError:  # out of reach for now: Ray has not given it up
                 await asyncio.sleep(_RETRY)
             except RayError:

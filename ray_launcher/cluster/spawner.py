@@ -11,8 +11,7 @@ import contextlib
 import pickle
 from typing import Any
 
-import ray
-
+from ray_launcher.cluster.actors import is_restarted
 from ray_launcher.cluster.eventlog import event_log
 from ray_launcher.cluster.events import Events, happening
 from ray_launcher.cluster.gangs import Gangs
@@ -51,8 +50,9 @@ class ClusterSpawner(Queries):
         self._events, self._log_event = Events(), event_log(session.name)
         self._roster = Roster(self._tell)
         self._awaited: dict[str, LaunchKey] = {}  # by proc_id: a launch asked for again that may be found yet
+        self._watches: dict[str, asyncio.Event] = {}  # by the agent's name
         self._ending = False
-        again = ray.get_runtime_context().was_current_actor_reconstructed
+        again = is_restarted()
         registry = Registry(session.name)
         self._owed = Owed()
         owner = Owner(session, runtime_env, self._owed, registry.next_generation() if again else 0)
@@ -302,6 +302,16 @@ class ClusterSpawner(Queries):
         clock: `time.time` there when it asked.
         """
         return await self._links.renew(agent, clock)
+
+    async def serve_watch(self, agent: str) -> None:
+        """Return after `serve_unwatch`. The call fails when the spawner is gone for good: so an agent learns of it."""
+        await self._watches.setdefault(agent, asyncio.Event()).wait()
+
+    async def serve_unwatch(self, agent: str) -> None:
+        """The agent of this name is to have no call here."""
+        watch = self._watches.pop(agent, None)
+        if watch is not None:
+            watch.set()
 
     # -- for gangs ------------------------------------------------------------------------------------------------
 

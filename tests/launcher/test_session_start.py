@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
+import ray
 from node_rig import until
-from ray_rig import actors_of
+from ray_rig import actors_of, agents_of, ended, shell
 
 from ray_launcher import RayProcLauncher
+from ray_launcher.cluster.inquiries import ray_node
 
 
 def _is_gone(session: str) -> bool:
@@ -39,3 +42,14 @@ with RayProcLauncher() as launcher:
 """
     )
     assert printed == ""
+
+
+def test_its_actors_write_nothing_that_ray_would_show_on_a_screen(cluster: str) -> None:
+    with RayProcLauncher() as launcher:
+        assert ended(launcher.launch("a", shell("exit")).exit_port).ok
+        about = [launcher._spawner.facts.remote(), *(agent.info.remote() for agent in agents_of(launcher.session))]
+        pids = [facts["pid"] for facts in ray.get(about)]
+    logs = [path for pid in pids for path in Path(ray_node().get_logs_dir_path()).glob(f"worker-*-{pid}.*")]
+    lines = [line for path in logs for line in path.read_text().splitlines()]
+    assert lines
+    assert [line for line in lines if not line.startswith(":")] == []  # Ray's own marks
