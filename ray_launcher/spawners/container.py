@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import marshal
 import math
+import os
 import sys
 import uuid
 from collections.abc import Callable, Coroutine, Iterable
@@ -26,7 +26,7 @@ from ray_launcher import (
     Signaled,
 )
 from ray_launcher.spawners.ending import Container
-from ray_launcher.spawners.engine import Engine, refusal, spec, words
+from ray_launcher.spawners.engine import Engine, packed, refusal, spec, words
 from ray_launcher.spawners.janitor import start_janitor
 from ray_launcher.spawners.shim import SPECIAL
 
@@ -35,7 +35,8 @@ _T = TypeVar("_T")
 _logger = logging.getLogger(__name__)
 #: Calls that may wait for a node at once.
 _THREADS = 32
-_SHIM = "import sys; sys.path.insert(0, sys.argv[1]); import shim; shim.leave()"
+_HERE = Path(__file__).parent
+_MACHINE = os.uname().machine
 _NEVER = "asked to end before it was started"
 
 
@@ -59,8 +60,10 @@ class ContainerSpawner(ProcSpawner):
     they were, and no code of the engine's is taken for the program's. What stands between the program and this actor
     may be killed in any order: the container ends with it.
 
-    The nodes need Linux on x86_64 or aarch64, and this package and its interpreter in the same places as here.
-    Raises TypeError or ValueError for bad arguments.
+    The nodes need Linux and this package and its interpreter in the same places as here, and to be machines of the same
+    type, x86_64 or aarch64: where a cluster has both, start a spawner on each, with the `label_selector` of
+    `actor_options`, and launch on nodes of its type, with that of `Placement`.
+    Raises TypeError or ValueError for bad arguments, `ProcLauncherError` on other machines.
     """
 
     def __init__(  # noqa: PLR0913  # one argument per choice
@@ -91,6 +94,7 @@ class ContainerSpawner(ProcSpawner):
             limits=_flag("limits", limits),
         )
         self._pull_timeout = _seconds("pull_timeout", pull_timeout)
+        self._shim = shim_command()
         self._launcher = RayProcLauncher()
         self._janitor = start_janitor(self._engine, self._launcher.session)
         self._janitor.watch.remote()
@@ -157,12 +161,12 @@ class ContainerSpawner(ProcSpawner):
     def _inner(self, launch: str, opts: LaunchOptions) -> LaunchOptions:
         plan = self._engine.plan(self._launcher.session, launch, opts)
         return LaunchOptions(
-            program=sys.executable,
-            args=["-I", "-S", "-c", _SHIM, str(Path(__file__).parent)],
+            program=self._shim[0],
+            args=self._shim[1:],
             want_stdin=True,
             tail_lines=opts.tail_lines if opts.want_stdio else 0,
             log_limit=opts.log_limit,
-            secrets={"plan": marshal.dumps(plan, 2), "spec": spec(opts)},
+            secrets={"plan": packed(plan), "spec": spec(opts)},
             placement=opts.placement,
         )
 
@@ -182,6 +186,8 @@ class ContainerSpawner(ProcSpawner):
         match result.kind:
             case Signaled(signum):
                 return "signaled", ExitReport(signal=signum, stderr_tail=tail)
+            case Failed(reason) if self._shim[0] in reason:
+                return "failed", _failed(f"{reason}; nodes need this package where the spawner has it, on {_MACHINE}")
             case Failed(reason):
                 return "failed", _failed(reason)
 
@@ -252,6 +258,14 @@ class ContainerSpawner(ProcSpawner):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def shim_command() -> list[str]:
+    """What the leader of a container's proc is, on this type of machine. Raises `ProcLauncherError` on others."""
+    shim, init = (str(_HERE / f"{name}-{_MACHINE}") for name in ("shim", "init"))
+    if not os.access(shim, os.X_OK):
+        raise ProcLauncherError(f"{shim} cannot be executed: containers need x86_64 or aarch64, and a whole package")
+    return [shim, init, sys.executable, "-I", "-S", str(_HERE / "shim.py")]
 
 
 async def _result(port: Any) -> ProcExitResult:

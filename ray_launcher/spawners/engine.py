@@ -8,9 +8,10 @@ import shlex
 from collections.abc import Iterable, Mapping
 
 from ray_launcher import LaunchOptions
+from ray_launcher.spawners.shim import LISTS
 
-#: Of every container: the spawner's session, and the launch.
-SESSION_LABEL, LAUNCH_LABEL = "ray_launcher.session", "ray_launcher.launch"
+#: Of every container: the spawner's session, the launch, and, as `shim.c` says, the process that sees to it.
+SESSION_LABEL, LAUNCH_LABEL, SHIM_LABEL = "ray_launcher.session", "ray_launcher.launch", "ray_launcher.shim"
 #: Where the container has what the shim and `init.c` share.
 BOX = "/.ray_launcher"
 
@@ -40,7 +41,12 @@ class Engine:
     limits: bool
 
     def plan(self, session: str, launch: str, opts: LaunchOptions) -> dict[str, list[str]]:
-        """What the shim of a launch is told, see `shim.run`."""
+        """What the shim of a launch is told: its lists, by name, see `packed`.
+
+        run: the engine's command, up to where `shim.c` adds words of its own.  image: what comes behind those.
+        look, remove: commands that find the image, and remove the container.  gpus: how they are handed over, or
+        nothing.  quiet: something, where the output is to be discarded.
+        """
         name = f"ray-launcher-{launch}"
         labels = (f"{SESSION_LABEL}={session}", f"{LAUNCH_LABEL}={launch}")
         run = [*self.command("run"), "--rm", "--pull=never", "--log-driver=none", "--name", name]
@@ -52,12 +58,12 @@ class Engine:
         run += _limits(opts) if self.limits else []
         run += [f"--ulimit={kind.lower()}={soft}:{hard}" for kind, (soft, hard) in _pairs(opts.rlimits)]
         return {
+            "quiet": [] if opts.want_stdio else ["yes"],
+            "gpus": [self.gpus] if opts.placement.num_gpus else [],
             "run": [*run, *self.run_options],
             "image": [self.image],
             "look": [*self.command("image"), "inspect", self.image],
             "remove": [*self.removal(), name],
-            "gpus": [self.gpus] if opts.placement.num_gpus else [],
-            "quiet": [] if opts.want_stdio else ["yes"],
         }
 
     def command(self, verb: str) -> list[str]:
@@ -70,9 +76,11 @@ class Engine:
         """Fetches the image."""
         return [*self.command("pull"), self.image]
 
-    def listing(self, label: str, value: str) -> list[str]:
-        """Prints the ids of containers that have this label."""
-        return [*self.command("ps"), "--all", "--quiet", "--no-trunc", "--filter", f"label={label}={value}"]
+    def listing(self, label: str = SHIM_LABEL) -> list[str]:
+        """Prints the id and the shim of each container that has this label, given as NAME or NAME=VALUE."""
+        shim = f'index .Labels "{SHIM_LABEL}"' if self.is_podman else f'.Label "{SHIM_LABEL}"'
+        shown = ["--all", "--no-trunc", "--format", f"{{{{.ID}}}} {{{{{shim}}}}}"]
+        return [*self.command("ps"), *shown, "--filter", f"label={label}"]
 
     def removal(self) -> list[str]:
         """Ends and removes the containers that are named behind it."""
@@ -82,6 +90,11 @@ class Engine:
     def is_podman(self) -> bool:
         """As far as its name tells."""
         return os.path.basename(self.engine).startswith("podman")  # noqa: PTH119  # a name of the node's
+
+
+def packed(plan: Mapping[str, list[str]]) -> bytes:
+    """A plan as `shim.c` reads it: NUL-terminated words, each list with its length before it."""
+    return _terminated(word for name in LISTS for word in (str(len(plan[name])), *plan[name]))
 
 
 def spec(opts: LaunchOptions) -> bytes:
@@ -105,7 +118,7 @@ def spec(opts: LaunchOptions) -> bytes:
         *opts.env_remove,
         *(f"{name}={value}" for name, value in env.items()),
     ]
-    return b"".join(os.fsencode(word) + b"\0" for word in words)
+    return _terminated(words)
 
 
 def refusal(opts: LaunchOptions) -> str:
@@ -130,6 +143,10 @@ def words(name: str, value: str | Iterable[str]) -> tuple[str, ...]:
         if not isinstance(word, str):
             raise TypeError(f"{name} must be a str or several, not {type(word).__name__}")
     return found
+
+
+def _terminated(words: Iterable[str]) -> bytes:
+    return b"".join(os.fsencode(word) + b"\0" for word in words)
 
 
 def _limits(opts: LaunchOptions) -> list[str]:

@@ -1,0 +1,297 @@
+/* The leader of a container's proc: makes what the container gets, runs the engine's client, and ends as the program did.
+
+   Its supervisor starts it once per launch, so it does the usual and no more, in a millisecond. It is called as
+
+       shim INIT COMMAND ...
+
+   with init.c's binary, and a command that it becomes wherever the end is not a plain exit; that gets, behind its own
+   words: what happened ("box" or "run", which could not be made or started, or "client": it has exited), a number (the
+   errno, or the client's code), the descriptor of the FIFO, and where in the file of its stderr its own part begins.
+   shim.py is that command.
+
+   The directory RAY_LAUNCHER_SECRETS has the spec, for init.c, and the plan: NUL-terminated words, in lists with their
+   number before them; see `Engine.plan`. This process holds the one end of the container's FIFO, where it passes on what
+   it reads from its stdin: when it is killed, so is everything in the container, whatever the engine does.
+
+   Built by build.sh into shim-x86_64 and shim-aarch64, static, as init.c is. */
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/sendfile.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define BOX "/.ray_launcher" /* where the container has the box */
+#define SPECIAL 125          /* the exit code that says: see what shim.py has written */
+
+extern char **environ;
+
+/* SOURCE: this text's SHA-256, so that a test can tell whether the binaries are made of it. */
+static const char lost[] = "shim.c " SOURCE "\0: cannot run its command\n";
+
+static char **otherwise; /* the command, with room for four words behind it */
+static char box[4000];
+static int life = -1, signals = -1;
+static off_t begin;
+
+static struct {
+    char **quiet, **gpus, **run, **image;
+} plan;
+
+/* Become the command. */
+static void hand_over(const char *what, int number) {
+    char words[3][24];
+    char **end = otherwise;
+    while (*end)
+        end++;
+    snprintf(words[0], sizeof words[0], "%d", number);
+    snprintf(words[1], sizeof words[1], "%d", life);
+    snprintf(words[2], sizeof words[2], "%lld", (long long)begin);
+    *end++ = (char *)what;
+    for (int i = 0; i < 3; i++)
+        *end++ = words[i];
+    *end = NULL;
+    if (life >= 0)
+        fcntl(life, F_SETFD, 0);
+    execv(otherwise[0], otherwise);
+    _exit(write(2, lost, sizeof lost - 1) < 0 ? 1 : SPECIAL);
+}
+
+static void *need(void *found) {
+    if (!found)
+        hand_over("box", errno);
+    return found;
+}
+
+static ssize_t sure(ssize_t result) {
+    if (result < 0)
+        hand_over("box", errno);
+    return result;
+}
+
+static void whole(ssize_t done, ssize_t wanted) {
+    if (sure(done) < wanted)
+        hand_over("box", EIO);
+}
+
+static char *joined(const char *one, const char *two) {
+    char *text = need(malloc(strlen(one) + strlen(two) + 1));
+    return strcat(strcpy(text, one), two);
+}
+
+/* All of a file, with a NUL behind it. */
+static char *content(const char *path) {
+    struct stat found;
+    int fd = sure(open(path, O_RDONLY | O_CLOEXEC));
+    sure(fstat(fd, &found));
+    char *text = need(calloc(found.st_size + 1, 1));
+    whole(read(fd, text, found.st_size), found.st_size);
+    close(fd);
+    return text;
+}
+
+static char **list(char **at) {
+    int count = atoi(*at);
+    char **words = need(calloc(count + 1, sizeof *words));
+    *at += strlen(*at) + 1;
+    for (int i = 0; i < count; i++) {
+        words[i] = *at;
+        *at += strlen(*at) + 1;
+    }
+    return words;
+}
+
+static void read_plan(const char *secrets) {
+    char *at = content(joined(secrets, "/plan"));
+    plan.quiet = list(&at);
+    plan.gpus = list(&at);
+    plan.run = list(&at);
+    plan.image = list(&at);
+}
+
+/* Whether a variable is for this proc alone, and not for the engine and the program. */
+static int is_taken(const char *variable) {
+    return !strncmp(variable, "RAY_LAUNCHER_SECRETS=", 21) || !strncmp(variable, "RAY_LAUNCHER_SOCKET=", 20);
+}
+
+static int made(const char *name, mode_t mode) {
+    return sure(open(joined(box, name), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode));
+}
+
+static int copied(const char *source, const char *name, mode_t mode) {
+    struct stat found;
+    int from = sure(open(source, O_RDONLY | O_CLOEXEC)), to = made(name, mode);
+    sure(fstat(from, &found));
+    whole(sendfile(to, from, NULL, found.st_size), found.st_size);
+    close(from);
+    return to;
+}
+
+/* The directory that the container gets. It has a copy of init, because whoever is root inside can write there. */
+static void make_box(const char *secrets, const char *init) {
+    snprintf(box, sizeof box, "%s/box", secrets);
+    sure(mkdir(box, 0755));
+    close(copied(init, "/init", 0755));
+    int spec = copied(joined(secrets, "/spec"), "/spec", 0644);
+    for (char **each = environ; *each; each++)
+        if (!strncmp(*each, "RAY_LAUNCHER_", 13) && !is_taken(*each))
+            whole(write(spec, *each, strlen(*each) + 1), strlen(*each) + 1);
+    close(spec);
+    int status = made("/status", 0600);
+    sure(fchmod(status, 0666)); /* the container's user may be anybody; the directory above is its owner's alone */
+    close(status);
+    sure(mkfifo(joined(box, "/life"), 0644));
+    life = sure(open(joined(box, "/life"), O_RDWR | O_NONBLOCK | O_CLOEXEC));
+}
+
+/* Which process this is, for reaper.py: boot, pid namespace, pid and start time. */
+static char *who(void) {
+    char *name = need(malloc(200)), boot[37] = "", space[64] = "", stat[1024] = "";
+    int fd = sure(open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC));
+    sure(read(fd, boot, 36));
+    close(fd);
+    sure(readlink("/proc/self/ns/pid", space, sizeof space - 1));
+    fd = sure(open("/proc/self/stat", O_RDONLY | O_CLOEXEC));
+    sure(read(fd, stat, sizeof stat - 1));
+    close(fd);
+    char *at = strrchr(stat, ')'); /* the end of field 2; the time is field 22 */
+    for (int field = 2; at && field < 22; field++)
+        at = strchr(at + 1, ' ');
+    snprintf(name, 200, "ray_launcher.shim=%s/%s/%d/%lld", boot, space, getpid(), at ? atoll(at) : 0);
+    return name;
+}
+
+static char **added(char **at, char **words) {
+    while (*words)
+        *at++ = *words++;
+    return at;
+}
+
+static int count(char **words) {
+    int found = 0;
+    while (words[found])
+        found++;
+    return found;
+}
+
+static char **command(void) {
+    const char *ids = getenv("CUDA_VISIBLE_DEVICES");
+    int has_gpus = *plan.gpus && ids && *ids;
+    size_t room = count(plan.run) + count(plan.image) + 8 + (has_gpus ? 2 * strlen(ids) : 0);
+    char **words = need(calloc(room, sizeof *words)), **at = added(words, plan.run);
+    *at++ = "--label";
+    *at++ = who();
+    *at++ = "--mount";
+    *at++ = joined(joined("type=bind,source=", box), ",target=" BOX);
+    if (has_gpus && !strcmp(*plan.gpus, "cdi")) {
+        char *rest = joined(ids, "");
+        for (char *id; (id = strsep(&rest, ","));) {
+            *at++ = "--device";
+            *at++ = joined("nvidia.com/gpu=", id);
+        }
+    } else if (has_gpus) {
+        *at++ = "--gpus";
+        *at++ = joined(joined("\"device=", ids), "\"");
+    }
+    added(at, plan.image);
+    return words;
+}
+
+static char **environment(void) {
+    char **kept = need(calloc(count(environ) + 1, sizeof *kept)), **at = kept;
+    for (char **each = environ; *each; each++)
+        if (!is_taken(*each))
+            *at++ = *each;
+    return kept;
+}
+
+static pid_t start(char **words) {
+    pid_t client;
+    posix_spawnattr_t attributes;
+    posix_spawn_file_actions_t actions;
+    sigset_t ours, none;
+    int null = sure(open("/dev/null", O_RDWR | O_CLOEXEC));
+    sigemptyset(&none);
+    sigemptyset(&ours);
+    sigaddset(&ours, SIGCHLD);
+    sigaddset(&ours, SIGTERM);
+    sure(sigprocmask(SIG_BLOCK, &ours, NULL));
+    signals = sure(signalfd(-1, &ours, SFD_CLOEXEC));
+    posix_spawnattr_init(&attributes);
+    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
+    posix_spawnattr_setsigmask(&attributes, &none);
+    posix_spawn_file_actions_init(&actions);
+    for (int fd = 0; fd <= (*plan.quiet ? 2 : 0); fd++)
+        posix_spawn_file_actions_adddup2(&actions, null, fd);
+    int problem = posix_spawnp(&client, words[0], &actions, &attributes, words, environment());
+    if (problem)
+        hand_over("run", problem);
+    close(null);
+    return client;
+}
+
+static void pass_on(const void *asked, size_t length) {
+    if (write(life, asked, length) < 0)
+        return; /* 64 KiB that nobody has read: the container has no need of more */
+}
+
+/* Pass on what is asked for until the client has exited; returns its code, as a shell would. */
+static int see_through(pid_t client) {
+    struct pollfd watched[] = {{.fd = signals, .events = POLLIN}, {.fd = 0, .events = POLLIN}};
+    int how;
+    while (waitpid(client, &how, WNOHANG) != client) {
+        struct signalfd_siginfo info;
+        char asked[64];
+        if (poll(watched, 2, -1) < 0)
+            continue;
+        if (watched[0].revents && read(signals, &info, sizeof info) > 0 && info.ssi_signo == SIGTERM)
+            pass_on(&(char){SIGTERM}, 1); /* who tells the whole tree to end tells us, too */
+        if (watched[1].revents) {
+            ssize_t length = read(0, asked, sizeof asked);
+            if (length > 0)
+                pass_on(asked, length);
+            else
+                watched[1].fd = -1;
+        }
+    }
+    return WIFEXITED(how) ? WEXITSTATUS(how) : 128 + WTERMSIG(how);
+}
+
+/* The program's exit code, if init.c tells of a plain exit and nothing else; -1. */
+static int plain_exit(void) {
+    char told[80] = "";
+    int code = -1, end = 0, fd = open(joined(box, "/status"), O_RDONLY | O_CLOEXEC);
+    if (read(fd, told, sizeof told - 1) > 0)
+        sscanf(told, "running - 0 0 exited - %d 0 %n", &code, &end);
+    return end && !told[end] ? code : -1;
+}
+
+int main(int argc, char **argv) {
+    struct stat log;
+    const char *secrets = getenv("RAY_LAUNCHER_SECRETS");
+    if (argc < 3 || !secrets)
+        return write(2, lost, sizeof lost - 1) < 0 ? 1 : SPECIAL;
+    otherwise = calloc(argc + 4, sizeof *otherwise);
+    if (!otherwise)
+        return SPECIAL;
+    umask(022);
+    memcpy(otherwise, argv + 2, (argc - 2) * sizeof *otherwise);
+    read_plan(secrets);
+    make_box(secrets, argv[1]);
+    if (!*plan.quiet && fstat(2, &log) == 0 && S_ISREG(log.st_mode))
+        begin = lseek(2, 0, SEEK_END);
+    int code = see_through(start(command()));
+    int exited = plain_exit();
+    if (exited < 0 || exited == SPECIAL)
+        hand_over("client", code);
+    _exit(exited);
+}
