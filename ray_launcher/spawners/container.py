@@ -35,7 +35,6 @@ _T = TypeVar("_T")
 _logger = logging.getLogger(__name__)
 #: Calls that may wait for a node at once.
 _THREADS = 32
-_HERE = Path(__file__).parent
 _MACHINE = os.uname().machine
 _NEVER = "asked to end before it was started"
 
@@ -162,11 +161,11 @@ class ContainerSpawner(ProcSpawner):
         plan = self._engine.plan(self._launcher.session, launch, opts)
         return LaunchOptions(
             program=self._shim[0],
-            args=self._shim[1:],
+            args=[*self._shim[1:], *packed(plan)],
             want_stdin=True,
             tail_lines=opts.tail_lines if opts.want_stdio else 0,
             log_limit=opts.log_limit,
-            secrets={"plan": packed(plan), "spec": spec(opts)},
+            secrets={"spec": spec(opts)},
             placement=opts.placement,
         )
 
@@ -261,11 +260,11 @@ class ContainerSpawner(ProcSpawner):
 
 
 def shim_command() -> list[str]:
-    """What the leader of a container's proc is, on this type of machine. Raises `ProcLauncherError` on others."""
-    shim, init = (str(_HERE / f"{name}-{_MACHINE}") for name in ("shim", "init"))
+    """Runs a plan on a node, on machines of this type. Raises `ProcLauncherError` on others."""
+    shim, init = (Path(__file__).with_name(f"{name}-{_MACHINE}") for name in ("shim", "init"))
     if not os.access(shim, os.X_OK):
         raise ProcLauncherError(f"{shim} cannot be executed: containers need x86_64 or aarch64, and a whole package")
-    return [shim, init, sys.executable, "-I", "-S", str(_HERE / "shim.py")]
+    return [str(shim), str(init)]
 
 
 async def _result(port: Any) -> ProcExitResult:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
+import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from ray_launcher import LaunchOptions
 from ray_launcher.spawners.shim import LISTS
@@ -43,7 +45,7 @@ class Engine:
     def plan(self, session: str, launch: str, opts: LaunchOptions) -> dict[str, list[str]]:
         """What the shim of a launch is told: its lists, by name, see `packed`.
 
-        run: the engine's command, up to where `shim.c` adds words of its own.  image: what comes behind those.
+        otherwise: what `shim.c` becomes unless the program just exits.  run: the engine's command, up to where `shim.c` adds words of its own.  image: what comes behind those.
         look, remove: commands that find the image, and remove the container.  gpus: how they are handed over, or
         nothing.  quiet: something, where the output is to be discarded.
         """
@@ -58,6 +60,7 @@ class Engine:
         run += _limits(opts) if self.limits else []
         run += [f"--ulimit={kind.lower()}={soft}:{hard}" for kind, (soft, hard) in _pairs(opts.rlimits)]
         return {
+            "otherwise": [sys.executable, "-I", "-S", str(Path(__file__).with_name("shim.py"))],
             "quiet": [] if opts.want_stdio else ["yes"],
             "gpus": [self.gpus] if opts.placement.num_gpus else [],
             "run": [*run, *self.run_options],
@@ -89,12 +92,12 @@ class Engine:
     @property
     def is_podman(self) -> bool:
         """As far as its name tells."""
-        return os.path.basename(self.engine).startswith("podman")  # noqa: PTH119  # a name of the node's
+        return Path(self.engine).name.startswith("podman")
 
 
-def packed(plan: Mapping[str, list[str]]) -> bytes:
-    """A plan as `shim.c` reads it: NUL-terminated words, each list with its length before it."""
-    return _terminated(word for name in LISTS for word in (str(len(plan[name])), *plan[name]))
+def packed(plan: Mapping[str, list[str]]) -> list[str]:
+    """A plan as the arguments of `shim.c`: each list with its length before it."""
+    return [word for name in LISTS for word in (str(len(plan[name])), *plan[name])]
 
 
 def spec(opts: LaunchOptions) -> bytes:
@@ -118,7 +121,7 @@ def spec(opts: LaunchOptions) -> bytes:
         *opts.env_remove,
         *(f"{name}={value}" for name, value in env.items()),
     ]
-    return _terminated(words)
+    return b"".join(os.fsencode(word) + b"\0" for word in words)
 
 
 def refusal(opts: LaunchOptions) -> str:
@@ -143,10 +146,6 @@ def words(name: str, value: str | Iterable[str]) -> tuple[str, ...]:
         if not isinstance(word, str):
             raise TypeError(f"{name} must be a str or several, not {type(word).__name__}")
     return found
-
-
-def _terminated(words: Iterable[str]) -> bytes:
-    return b"".join(os.fsencode(word) + b"\0" for word in words)
 
 
 def _limits(opts: LaunchOptions) -> list[str]:

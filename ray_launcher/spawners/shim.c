@@ -2,16 +2,16 @@
 
    Its supervisor starts it once per launch, so it does the usual and no more, in a millisecond. It is called as
 
-       shim INIT COMMAND ...
+       shim INIT PLAN ...
 
-   with init.c's binary, and a command that it becomes wherever the end is not a plain exit; that gets, behind its own
-   words: what happened ("box" or "run", which could not be made or started, or "client": it has exited), a number (the
-   errno, or the client's code), the descriptor of the FIFO, and where in the file of its stderr its own part begins.
-   shim.py is that command.
+   with init.c's binary, and lists of words, each with their number before it: see `Engine.plan`. The directory
+   RAY_LAUNCHER_SECRETS has the spec for init.c. Wherever the end is not a plain exit this process becomes the command
+   that is the first list, which gets behind its own words: what happened ("box" or "run", which could not be made or
+   started, or "client": it has exited), a number (the errno, or the client's code), the descriptor of the FIFO, where in
+   the file of its stderr its own part begins, and the plan. shim.py is that command.
 
-   The directory RAY_LAUNCHER_SECRETS has the spec, for init.c, and the plan: NUL-terminated words, in lists with their
-   number before them; see `Engine.plan`. This process holds the one end of the container's FIFO, where it passes on what
-   it reads from its stdin: when it is killed, so is everything in the container, whatever the engine does.
+   This process holds the one end of the container's FIFO, where it passes on what it reads from its stdin: when it is
+   killed, so is everything in the container, whatever the engine does.
 
    Built by build.sh into shim-x86_64 and shim-aarch64, static, as init.c is. */
 
@@ -38,32 +38,52 @@ extern char **environ;
 /* SOURCE: this text's SHA-256, so that a test can tell whether the binaries are made of it. */
 static const char lost[] = "shim.c " SOURCE "\0: cannot run its command\n";
 
-static char **otherwise; /* the command, with room for four words behind it */
-static char box[4000];
+struct list {
+    int count;
+    char **words;
+};
+
+static struct {
+    char **words; /* all of it */
+    struct list otherwise, quiet, gpus, run, image;
+} plan;
+
+static char *box;
 static int life = -1, signals = -1;
 static off_t begin;
 
-static struct {
-    char **quiet, **gpus, **run, **image;
-} plan;
+static char **added(char **at, struct list list) {
+    memcpy(at, list.words, list.count * sizeof *at);
+    return at + list.count;
+}
 
-/* Become the command. */
+static int count(char **words) {
+    int found = 0;
+    while (words[found])
+        found++;
+    return found;
+}
+
+static void give_up(void) {
+    _exit(write(2, lost, sizeof lost - 1) < 0 ? 1 : SPECIAL);
+}
+
+/* Become the other command. */
 static void hand_over(const char *what, int number) {
-    char words[3][24];
-    char **end = otherwise;
-    while (*end)
-        end++;
-    snprintf(words[0], sizeof words[0], "%d", number);
-    snprintf(words[1], sizeof words[1], "%d", life);
-    snprintf(words[2], sizeof words[2], "%lld", (long long)begin);
-    *end++ = (char *)what;
-    for (int i = 0; i < 3; i++)
-        *end++ = words[i];
-    *end = NULL;
+    char told[3][24];
+    struct list all = {count(plan.words), plan.words};
+    char **words = calloc(plan.otherwise.count + 4 + all.count + 1, sizeof *words);
+    if (!words)
+        give_up();
+    snprintf(told[0], sizeof told[0], "%d", number);
+    snprintf(told[1], sizeof told[1], "%d", life);
+    snprintf(told[2], sizeof told[2], "%lld", (long long)begin);
+    char *facts[] = {(char *)what, told[0], told[1], told[2]};
+    added(added(added(words, plan.otherwise), (struct list){4, facts}), all);
     if (life >= 0)
         fcntl(life, F_SETFD, 0);
-    execv(otherwise[0], otherwise);
-    _exit(write(2, lost, sizeof lost - 1) < 0 ? 1 : SPECIAL);
+    execv(words[0], words);
+    give_up();
 }
 
 static void *need(void *found) {
@@ -88,34 +108,23 @@ static char *joined(const char *one, const char *two) {
     return strcat(strcpy(text, one), two);
 }
 
-/* All of a file, with a NUL behind it. */
-static char *content(const char *path) {
-    struct stat found;
-    int fd = sure(open(path, O_RDONLY | O_CLOEXEC));
-    sure(fstat(fd, &found));
-    char *text = need(calloc(found.st_size + 1, 1));
-    whole(read(fd, text, found.st_size), found.st_size);
-    close(fd);
-    return text;
+static struct list next(char ***at) {
+    if (!**at)
+        give_up();
+    struct list found = {atoi(**at), *at + 1};
+    if (found.count < 0 || found.count > count(found.words))
+        give_up();
+    *at += 1 + found.count;
+    return found;
 }
 
-static char **list(char **at) {
-    int count = atoi(*at);
-    char **words = need(calloc(count + 1, sizeof *words));
-    *at += strlen(*at) + 1;
-    for (int i = 0; i < count; i++) {
-        words[i] = *at;
-        *at += strlen(*at) + 1;
-    }
-    return words;
-}
-
-static void read_plan(const char *secrets) {
-    char *at = content(joined(secrets, "/plan"));
-    plan.quiet = list(&at);
-    plan.gpus = list(&at);
-    plan.run = list(&at);
-    plan.image = list(&at);
+static void read_plan(char **words) {
+    plan.words = words;
+    plan.otherwise = next(&words);
+    plan.quiet = next(&words);
+    plan.gpus = next(&words);
+    plan.run = next(&words);
+    plan.image = next(&words);
 }
 
 /* Whether a variable is for this proc alone, and not for the engine and the program. */
@@ -127,27 +136,36 @@ static int made(const char *name, mode_t mode) {
     return sure(open(joined(box, name), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode));
 }
 
-static int copied(const char *source, const char *name, mode_t mode) {
+/* A copy, because whoever is root inside can write there. */
+static void copy_init(const char *source) {
     struct stat found;
-    int from = sure(open(source, O_RDONLY | O_CLOEXEC)), to = made(name, mode);
+    int from = sure(open(source, O_RDONLY | O_CLOEXEC)), to = made("/init", 0755);
     sure(fstat(from, &found));
     whole(sendfile(to, from, NULL, found.st_size), found.st_size);
     close(from);
-    return to;
+    close(to);
 }
 
-/* The directory that the container gets. It has a copy of init, because whoever is root inside can write there. */
-static void make_box(const char *secrets, const char *init) {
-    snprintf(box, sizeof box, "%s/box", secrets);
-    sure(mkdir(box, 0755));
-    close(copied(init, "/init", 0755));
-    int spec = copied(joined(secrets, "/spec"), "/spec", 0644);
+/* The spec ends with variables, to which ours are added. */
+static void move_spec(const char *from) {
+    const char *to = joined(box, "/spec");
+    sure(rename(from, to));
+    int spec = sure(open(to, O_WRONLY | O_APPEND | O_CLOEXEC));
+    sure(fchmod(spec, 0644));
     for (char **each = environ; *each; each++)
         if (!strncmp(*each, "RAY_LAUNCHER_", 13) && !is_taken(*each))
             whole(write(spec, *each, strlen(*each) + 1), strlen(*each) + 1);
     close(spec);
+}
+
+/* The directory that the container gets, whose user may be anybody; the directory above is its owner's alone. */
+static void make_box(const char *secrets, const char *init) {
+    box = joined(secrets, "/box");
+    sure(mkdir(box, 0755));
+    copy_init(init);
+    move_spec(joined(secrets, "/spec"));
     int status = made("/status", 0600);
-    sure(fchmod(status, 0666)); /* the container's user may be anybody; the directory above is its owner's alone */
+    sure(fchmod(status, 0666));
     close(status);
     sure(mkfifo(joined(box, "/life"), 0644));
     life = sure(open(joined(box, "/life"), O_RDWR | O_NONBLOCK | O_CLOEXEC));
@@ -170,29 +188,16 @@ static char *who(void) {
     return name;
 }
 
-static char **added(char **at, char **words) {
-    while (*words)
-        *at++ = *words++;
-    return at;
-}
-
-static int count(char **words) {
-    int found = 0;
-    while (words[found])
-        found++;
-    return found;
-}
-
 static char **command(void) {
     const char *ids = getenv("CUDA_VISIBLE_DEVICES");
-    int has_gpus = *plan.gpus && ids && *ids;
-    size_t room = count(plan.run) + count(plan.image) + 8 + (has_gpus ? 2 * strlen(ids) : 0);
+    int has_gpus = plan.gpus.count && ids && *ids;
+    size_t room = plan.run.count + plan.image.count + 8 + (has_gpus ? 2 * strlen(ids) : 0);
     char **words = need(calloc(room, sizeof *words)), **at = added(words, plan.run);
     *at++ = "--label";
     *at++ = who();
     *at++ = "--mount";
     *at++ = joined(joined("type=bind,source=", box), ",target=" BOX);
-    if (has_gpus && !strcmp(*plan.gpus, "cdi")) {
+    if (has_gpus && !strcmp(*plan.gpus.words, "cdi")) {
         char *rest = joined(ids, "");
         for (char *id; (id = strsep(&rest, ","));) {
             *at++ = "--device";
@@ -214,23 +219,28 @@ static char **environment(void) {
     return kept;
 }
 
-static pid_t start(char **words) {
-    pid_t client;
-    posix_spawnattr_t attributes;
-    posix_spawn_file_actions_t actions;
-    sigset_t ours, none;
-    int null = sure(open("/dev/null", O_RDWR | O_CLOEXEC));
-    sigemptyset(&none);
+/* From here on they neither end this process nor get lost, whatever it becomes. */
+static void watch_signals(void) {
+    sigset_t ours;
     sigemptyset(&ours);
     sigaddset(&ours, SIGCHLD);
     sigaddset(&ours, SIGTERM);
     sure(sigprocmask(SIG_BLOCK, &ours, NULL));
     signals = sure(signalfd(-1, &ours, SFD_CLOEXEC));
+}
+
+static pid_t start(char **words) {
+    pid_t client;
+    posix_spawnattr_t attributes;
+    posix_spawn_file_actions_t actions;
+    sigset_t none;
+    int null = sure(open("/dev/null", O_RDWR | O_CLOEXEC));
+    sigemptyset(&none);
     posix_spawnattr_init(&attributes);
     posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
     posix_spawnattr_setsigmask(&attributes, &none);
     posix_spawn_file_actions_init(&actions);
-    for (int fd = 0; fd <= (*plan.quiet ? 2 : 0); fd++)
+    for (int fd = 0; fd <= (plan.quiet.count ? 2 : 0); fd++)
         posix_spawn_file_actions_adddup2(&actions, null, fd);
     int problem = posix_spawnp(&client, words[0], &actions, &attributes, words, environment());
     if (problem)
@@ -279,15 +289,12 @@ int main(int argc, char **argv) {
     struct stat log;
     const char *secrets = getenv("RAY_LAUNCHER_SECRETS");
     if (argc < 3 || !secrets)
-        return write(2, lost, sizeof lost - 1) < 0 ? 1 : SPECIAL;
-    otherwise = calloc(argc + 4, sizeof *otherwise);
-    if (!otherwise)
-        return SPECIAL;
+        give_up();
     umask(022);
-    memcpy(otherwise, argv + 2, (argc - 2) * sizeof *otherwise);
-    read_plan(secrets);
+    read_plan(argv + 2);
+    watch_signals();
     make_box(secrets, argv[1]);
-    if (!*plan.quiet && fstat(2, &log) == 0 && S_ISREG(log.st_mode))
+    if (!plan.quiet.count && fstat(2, &log) == 0 && S_ISREG(log.st_mode))
         begin = lseek(2, 0, SEEK_END);
     int code = see_through(start(command()));
     int exited = plain_exit();

@@ -11,6 +11,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ _LAST_WORDS = 2000
 #: Seconds that an engine gets to answer, or to remove a container.
 _PATIENCE = 60.0
 #: The lists of a plan, in their order; see `Engine.plan`.
-LISTS = ("quiet", "gpus", "run", "image", "look", "remove")
+LISTS = ("otherwise", "quiet", "gpus", "run", "image", "look", "remove")
 
 
 class End(NamedTuple):
@@ -58,9 +59,9 @@ class Status:
         return self._path.read_text(encoding="ascii").splitlines()
 
 
-def end_of(secrets: Path, what: str, number: int, life: int, begin: int) -> End:
+def end_of(plan: dict[str, list[str]], what: str, number: int, life: int, begin: int) -> End:
     """The end of what `shim.c` began; see there for the arguments."""
-    plan = read_plan(secrets / "plan")
+    secrets = Path(os.environ["RAY_LAUNCHER_SECRETS"])
     engine = plan["run"][0]
     if what == "box":
         return _failed(f"the container's directory {secrets} cannot be filled: {os.strerror(number)}")
@@ -81,10 +82,10 @@ def end_of(secrets: Path, what: str, number: int, life: int, begin: int) -> End:
     return _failed(f"{engine} could not start the container (code {number}): {said}")
 
 
-def read_plan(path: Path) -> dict[str, list[str]]:
-    """What `engine.packed` has made of a plan."""
-    words = iter(os.fsdecode(path.read_bytes()).split("\0"))
-    return {name: [next(words) for _ in range(int(next(words)))] for name in LISTS}
+def unpacked(words: Iterable[str]) -> dict[str, list[str]]:
+    """A plan, out of `engine.packed`."""
+    at = iter(words)
+    return {name: [next(at) for _ in range(int(next(at)))] for name in LISTS}
 
 
 def _call(command: list[str]) -> int:
@@ -122,12 +123,12 @@ def _tell(end: End) -> int:
     return SPECIAL
 
 
-def main(what: str, number: str, life: str, begin: str) -> int:
+def main(what: str, number: str, life: str, begin: str, *plan: str) -> int:
     """Called with what `shim.c` says; returns the exit code."""
     signal.signal(signal.SIGTERM, lambda _signum, _frame: None)  # who tells the whole tree to end tells us, too
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
-        end = end_of(Path(os.environ["RAY_LAUNCHER_SECRETS"]), what, int(number), int(life), int(begin))
+        end = end_of(unpacked(plan), what, int(number), int(life), int(begin))
     except Exception as error:  # noqa: BLE001  # whatever it is, somebody waits for an end
         end = _failed(f"the container's shim failed: {type(error).__name__}: {error}")
     return _tell(end)

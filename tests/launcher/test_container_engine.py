@@ -40,10 +40,9 @@ def shimmed(tmp_path: Path, using: Engine, opts: LaunchOptions, **env: str) -> t
     """How the shim ends, when it is run by hand, and what is on stderr."""
     secrets, out, err = tmp_path / "secrets", tmp_path / "log.out", tmp_path / "log.err"
     secrets.mkdir()
-    (secrets / "plan").write_bytes(engine.packed(using.plan("session", "launch", opts)))
     (secrets / "spec").write_bytes(engine.spec(opts))
     environ = {**os.environ, "RAY_LAUNCHER_SECRETS": str(secrets), "RAY_LAUNCHER_ID": "tests", **env}
-    command = container.shim_command()
+    command = [*container.shim_command(), *engine.packed(using.plan("session", "launch", opts))]
     with out.open("ab") as stdout, err.open("ab") as stderr:
         done = subprocess.run(
             command, env=environ, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, timeout=60, check=False
