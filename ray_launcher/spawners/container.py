@@ -6,7 +6,6 @@ import asyncio
 import logging
 import math
 import os
-import sys
 import uuid
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -96,7 +95,6 @@ class ContainerSpawner(ProcSpawner):
         self._shim = shim_command()
         self._launcher = RayProcLauncher()
         self._janitor = start_janitor(self._engine, self._launcher.session)
-        self._janitor.watch.remote()
         self._threads = ThreadPoolExecutor(_THREADS)
         self._containers: dict[str, Container] = {}
         self._pulls: dict[str, asyncio.Task[str]] = {}

@@ -45,9 +45,9 @@ class Engine:
     def plan(self, session: str, launch: str, opts: LaunchOptions) -> dict[str, list[str]]:
         """What the shim of a launch is told: its lists, by name, see `packed`.
 
-        otherwise: what `shim.c` becomes unless the program just exits.  run: the engine's command, up to where `shim.c` adds words of its own.  image: what comes behind those.
-        look, remove: commands that find the image, and remove the container.  gpus: how they are handed over, or
-        nothing.  quiet: something, where the output is to be discarded.
+        otherwise: what `shim.c` becomes unless the program just exits.  quiet: something, where the output is to be
+        discarded.  gpus: how they are handed over, or nothing.  run: the engine's command, up to where `shim.c` adds
+        words of its own.  image: what comes behind those.  look, remove: find the image, remove the container.
         """
         name = f"ray-launcher-{launch}"
         labels = (f"{SESSION_LABEL}={session}", f"{LAUNCH_LABEL}={launch}")

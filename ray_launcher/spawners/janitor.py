@@ -6,6 +6,7 @@ It begins with what others have left, those that were killed with their janitors
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from typing import Any
 
@@ -42,13 +43,16 @@ def start_janitor(engine: Engine, session: str) -> Any:
 class Janitor:
     """Watches a session; when that is gone, with its procs, it removes the containers that are left, and leaves.
 
-    It has no handle of the spawner, which would keep that alive, but the session's end is the spawner's.
+    It has no handle of the spawner, which would keep that alive, but the session's end is the spawner's. It begins by
+    itself, because the spawner may be killed before it can ask for anything, and this actor with it.
     """
 
     def __init__(self, engine: Engine, session: str) -> None:
         self._engine, self._session = engine, session
+        self._me: Any = ray.get_runtime_context().current_actor
+        threading.Thread(target=self._watch, daemon=True).start()
 
-    def watch(self) -> None:
+    def _watch(self) -> None:
         """Returns never: when its work is done, so is this actor."""
         self._reap(_nodes(), SHIM_LABEL, lost_only=True)
         while True:
@@ -61,7 +65,7 @@ class Janitor:
                 time.sleep(_RETRY)
         find_leftovers(self._session, _PATIENCE)  # returns when its agents have ended their procs, each in its grace
         self._reap(_nodes(), f"{SESSION_LABEL}={self._session}")
-        ray.kill(ray.get_runtime_context().current_actor)
+        ray.kill(self._me)
 
     def remove(self, node_id: str, launch: str) -> None:
         """What is left of one launch."""
@@ -87,4 +91,4 @@ def _nodes() -> list[str]:
 def _ask(node: str, listing: list[str], removal: list[str], lost_only: bool) -> Any:
     place = NodeAffinitySchedulingStrategy(node, soft=False)
     task = ray.remote(reap).options(num_cpus=0, scheduling_strategy=place)
-    return task.remote(listing, removal, lost_only=lost_only)
+    return task.remote(listing, removal, lost_only)

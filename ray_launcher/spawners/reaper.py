@@ -18,7 +18,7 @@ _ATTEMPTS = 3
 _SHIM = re.compile(r"([0-9a-f-]+)/(pid:\[\d+\])/(\d+)/(\d+)")
 
 
-def reap(listing: list[str], removal: list[str], *, lost_only: bool) -> bool:
+def reap(listing: list[str], removal: list[str], lost_only: bool) -> bool:
     """Remove what `listing` prints, as lines of a container's id and its shim; False: something is left, or may be.
 
     lost_only: spare those whose shim is there, or may be.
