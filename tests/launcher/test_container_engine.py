@@ -115,6 +115,17 @@ def test_a_plain_exit_needs_no_python(tmp_path: Path, recorder: Engine) -> None:
         assert shim.wait(60) == 7
 
 
+def test_what_it_becomes_otherwise_is_told_why_holds_the_fifo_and_is_not_ended_by_sigterm(
+    tmp_path: Path, recorder: Engine
+) -> None:
+    plan = recorder.plan("session", "launch", LaunchOptions(program="true"))
+    plan["otherwise"] = ["/bin/sh", "-c", 'kill -TERM $$; test -p /dev/fd/$3 && echo "$1 $2 $4"; exit 9', "sh"]
+    (tmp_path / "log.err").write_text("before")
+    with shim_of(tmp_path, plan, LaunchOptions(program="true")) as shim:
+        assert shim.wait(60) == 9
+    assert (tmp_path / "log.out").read_text() == "client 125 6\n"
+
+
 def test_what_a_shim_reads_and_sigterm_go_into_the_container(tmp_path: Path, recorder: Engine) -> None:
     Path(recorder.engine).write_text(READING)
     opts = LaunchOptions(program="true")

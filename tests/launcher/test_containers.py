@@ -258,6 +258,7 @@ def test_with_the_spawner_the_container_goes_and_nothing_is_left(mortal: Any, tm
     until(lambda: not podman.podman("ps", "--all", "--quiet"), "the container has gone")
 
 
+@pytest.mark.slow
 def test_a_spawner_removes_what_others_left_that_were_lost_with_their_janitors(start: Callable[..., Any]) -> None:
     podman.make_image()
     boot, space = Path("/proc/sys/kernel/random/boot_id").read_text().strip(), Path("/proc/self/ns/pid").readlink()
@@ -279,6 +280,7 @@ class Elsewhere(ContainerSpawner):
         self._shim = [shim]
 
 
+@pytest.mark.slow
 def test_on_a_machine_of_another_type_a_launch_fails_and_says_which_are_needed(
     start: Callable[..., Any], tmp_path: Path
 ) -> None:
