@@ -24,8 +24,9 @@ from ray_launcher import (
     RayProcLauncher,
     Signaled,
 )
+from ray_launcher.spawners import arguments
 from ray_launcher.spawners.ending import Container
-from ray_launcher.spawners.engine import Engine, packed, refusal, spec, words
+from ray_launcher.spawners.engine import Engine, packed, refusal, spec
 from ray_launcher.spawners.janitor import start_janitor
 from ray_launcher.spawners.shim import SPECIAL
 
@@ -78,20 +79,20 @@ class ContainerSpawner(ProcSpawner):
         limits: bool | str = True,
         pull_timeout: float | str = 600.0,
     ) -> None:
-        if _not_empty("image", image).startswith("-"):
+        if arguments.name("image", image).startswith("-"):
             raise ValueError(f"image must be the name of one, such as 'docker.io/library/alpine:3', not {image!r}")
         self._engine = Engine(
             image=image,
-            engine=_not_empty("engine", engine),
-            engine_options=words("engine_options", engine_options),
-            run_options=words("run_options", run_options),
-            mounts=words("mounts", mounts),
+            engine=arguments.name("engine", engine),
+            engine_options=arguments.words("engine_options", engine_options),
+            run_options=arguments.words("run_options", run_options),
+            mounts=arguments.words("mounts", mounts),
             user=None if user is None else str(user),
             network=network,
-            gpus=_gpus(gpus, engine),
-            limits=_flag("limits", limits),
+            gpus=arguments.gpus(gpus, engine),
+            limits=arguments.flag("limits", limits),
         )
-        self._pull_timeout = _seconds("pull_timeout", pull_timeout)
+        self._pull_timeout = arguments.seconds("pull_timeout", pull_timeout)
         self._shim = shim_command()
         self._launcher = RayProcLauncher()
         self._janitor = start_janitor(self._engine, self._launcher.session)
@@ -192,7 +193,8 @@ class ContainerSpawner(ProcSpawner):
         try:
             what, number, core, reason = await self._in_thread(self._launcher.value, proc_id)
         except ProcLauncherError as error:
-            return "failed", _failed(f"how the container ended is lost with its node: {error}")
+            *_, said = ("", *tail)  # by a shim, perhaps, that could not become what would have told it
+            return "failed", _failed(f"how the container ended is lost: {error}{said and f'; last it said: {said}'}")
         if what == "exited":
             return what, ExitReport(exit_code=number, stderr_tail=tuple(tail))
         if what == "signaled":
@@ -284,33 +286,3 @@ def _explained(reason: str, opts: LaunchOptions, image: str) -> str:
     if reason == "never":
         return _NEVER
     return f"{subjects[what]}: {why} in image {image!r}" if colon and what in subjects else reason
-
-
-def _not_empty(name: str, value: object) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{name} must be a name or a path, not {value!r}")
-    return value
-
-
-def _gpus(value: str | None, engine: str) -> str:
-    if value not in (None, "cdi", "engine"):
-        raise ValueError(f"gpus must be 'cdi', 'engine' or None, not {value!r}")
-    return value or ("engine" if Path(engine).name.startswith("docker") else "cdi")
-
-
-def _flag(name: str, value: bool | str) -> bool:
-    known = {"true": True, "false": False}
-    found = known.get(str(value).lower())
-    if found is None:
-        raise ValueError(f"{name} must be true or false, not {value!r}")
-    return found
-
-
-def _seconds(name: str, value: float | str) -> float:
-    try:
-        seconds = float(value)
-    except (TypeError, ValueError):
-        seconds = math.nan
-    if not seconds > 0:
-        raise ValueError(f"{name} must be a number of seconds above 0, not {value!r}")
-    return seconds

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -132,20 +131,6 @@ def refusal(opts: LaunchOptions) -> str:
     if opts.proc_bind is not None and opts.proc_bind.cpunodebind:
         return "LaunchOptions.proc_bind.cpunodebind is not for containers: name the CPUs, as in ProcBind(cpus='0-3')"
     return ""
-
-
-def words(name: str, value: str | Iterable[str]) -> tuple[str, ...]:
-    """Words of a command line, given as such, or as one text with a shell's quotes. Raises TypeError, ValueError."""
-    if isinstance(value, str):
-        try:
-            return tuple(shlex.split(value))
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}; check the quotes in {value!r}") from None
-    found = tuple(value)
-    for word in found:
-        if not isinstance(word, str):
-            raise TypeError(f"{name} must be a str or several, not {type(word).__name__}")
-    return found
 
 
 def _limits(opts: LaunchOptions) -> list[str]:

@@ -1,14 +1,11 @@
 /* The leader of a container's proc: makes what the container gets, runs the engine's client, and ends as the program did.
 
-   Its supervisor starts it once per launch, so it does the usual and no more, in a millisecond. It is called as
-
-       shim INIT PLAN ...
-
-   with init.c's binary, and lists of words, each with their number before it: see `Engine.plan`. The directory
-   RAY_LAUNCHER_SECRETS has the spec for init.c. Wherever the end is not a plain exit this process becomes the command
-   that is the first list, which gets behind its own words: what happened ("box" or "run", which could not be made or
-   started, or "client": it has exited), a number (the errno, or the client's code), the descriptor of the FIFO, where in
-   the file of its stderr its own part begins, and the plan. shim.py is that command.
+   Its supervisor starts it once per launch, so it does the usual and no more, in a millisecond. Its arguments are the
+   path of init.c's binary, and the plan: lists of words, each with their number before it, see `Engine.plan`. The
+   directory RAY_LAUNCHER_SECRETS has the spec for init.c. Wherever the end is not a plain exit this process becomes the
+   command that is the first list, which gets behind its own words: what happened ("box" or "run", which could not be made
+   or started, or "client": it has exited), a number (the errno, or the client's code), the descriptor of the FIFO, where
+   in the file of its stderr its own part begins, and the plan. shim.py is that command.
 
    This process holds the one end of the container's FIFO, where it passes on what it reads from its stdin: when it is
    killed, so is everything in the container, whatever the engine does.
@@ -36,7 +33,7 @@
 extern char **environ;
 
 /* SOURCE: this text's SHA-256, so that a test can tell whether the binaries are made of it. */
-static const char lost[] = "shim.c " SOURCE "\0: cannot run its command\n";
+__attribute__((used, retain)) static const char made_of[] = "shim.c " SOURCE;
 
 struct list {
     int count;
@@ -64,8 +61,9 @@ static int count(char **words) {
     return found;
 }
 
-static void give_up(void) {
-    _exit(write(2, lost, sizeof lost - 1) < 0 ? 1 : SPECIAL);
+static void give_up(const char *what) {
+    dprintf(2, "the container's shim: %s: %s\n", what, strerror(errno));
+    _exit(SPECIAL);
 }
 
 /* Become the other command. */
@@ -74,7 +72,7 @@ static void hand_over(const char *what, int number) {
     struct list all = {count(plan.words), plan.words};
     char **words = calloc(plan.otherwise.count + 4 + all.count + 1, sizeof *words);
     if (!words)
-        give_up();
+        give_up("what to become");
     snprintf(told[0], sizeof told[0], "%d", number);
     snprintf(told[1], sizeof told[1], "%d", life);
     snprintf(told[2], sizeof told[2], "%lld", (long long)begin);
@@ -83,7 +81,7 @@ static void hand_over(const char *what, int number) {
     if (life >= 0)
         fcntl(life, F_SETFD, 0);
     execv(words[0], words);
-    give_up();
+    give_up(words[0]);
 }
 
 static void *need(void *found) {
@@ -109,11 +107,10 @@ static char *joined(const char *one, const char *two) {
 }
 
 static struct list next(char ***at) {
-    if (!**at)
-        give_up();
-    struct list found = {atoi(**at), *at + 1};
+    struct list found = {**at ? atoi(**at) : -1, *at + 1};
+    errno = EINVAL;
     if (found.count < 0 || found.count > count(found.words))
-        give_up();
+        give_up("plan");
     *at += 1 + found.count;
     return found;
 }
@@ -171,17 +168,19 @@ static void make_box(const char *secrets, const char *init) {
     life = sure(open(joined(box, "/life"), O_RDWR | O_NONBLOCK | O_CLOEXEC));
 }
 
+static char *start_of(const char *path, char *text, size_t room) {
+    int fd = sure(open(path, O_RDONLY | O_CLOEXEC));
+    text[sure(read(fd, text, room - 1))] = 0;
+    close(fd);
+    return text;
+}
+
 /* Which process this is, for reaper.py: boot, pid namespace, pid and start time. */
 static char *who(void) {
-    char *name = need(malloc(200)), boot[37] = "", space[64] = "", stat[1024] = "";
-    int fd = sure(open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC));
-    sure(read(fd, boot, 36));
-    close(fd);
+    char *name = need(malloc(200)), boot[37], space[64] = "", stat[1024];
+    start_of("/proc/sys/kernel/random/boot_id", boot, sizeof boot);
     sure(readlink("/proc/self/ns/pid", space, sizeof space - 1));
-    fd = sure(open("/proc/self/stat", O_RDONLY | O_CLOEXEC));
-    sure(read(fd, stat, sizeof stat - 1));
-    close(fd);
-    char *at = strrchr(stat, ')'); /* the end of field 2; the time is field 22 */
+    char *at = strrchr(start_of("/proc/self/stat", stat, sizeof stat), ')'); /* of field 2; the time is field 22 */
     for (int field = 2; at && field < 22; field++)
         at = strchr(at + 1, ' ');
     snprintf(name, 200, "ray_launcher.shim=%s/%s/%d/%lld", boot, space, getpid(), at ? atoll(at) : 0);
@@ -249,11 +248,6 @@ static pid_t start(char **words) {
     return client;
 }
 
-static void pass_on(const void *asked, size_t length) {
-    if (write(life, asked, length) < 0)
-        return; /* 64 KiB that nobody has read: the container has no need of more */
-}
-
 /* Pass on what is asked for until the client has exited; returns its code, as a shell would. */
 static int see_through(pid_t client) {
     struct pollfd watched[] = {{.fd = signals, .events = POLLIN}, {.fd = 0, .events = POLLIN}};
@@ -264,11 +258,11 @@ static int see_through(pid_t client) {
         if (poll(watched, 2, -1) < 0)
             continue;
         if (watched[0].revents && read(signals, &info, sizeof info) > 0 && info.ssi_signo == SIGTERM)
-            pass_on(&(char){SIGTERM}, 1); /* who tells the whole tree to end tells us, too */
+            (void)!write(life, &(char){SIGTERM}, 1); /* who tells the whole tree to end tells us, too */
         if (watched[1].revents) {
             ssize_t length = read(0, asked, sizeof asked);
             if (length > 0)
-                pass_on(asked, length);
+                (void)!write(life, asked, length); /* full: there are 64 KiB that the container has not read */
             else
                 watched[1].fd = -1;
         }
@@ -280,7 +274,7 @@ static int see_through(pid_t client) {
 static int plain_exit(void) {
     char told[80] = "";
     int code = -1, end = 0, fd = open(joined(box, "/status"), O_RDONLY | O_CLOEXEC);
-    if (read(fd, told, sizeof told - 1) > 0)
+    if (read(fd, told, sizeof told - 1) > 0) /* no error: shim.py finds out */
         sscanf(told, "running - 0 0 exited - %d 0 %n", &code, &end);
     return end && !told[end] ? code : -1;
 }
@@ -288,8 +282,9 @@ static int plain_exit(void) {
 int main(int argc, char **argv) {
     struct stat log;
     const char *secrets = getenv("RAY_LAUNCHER_SECRETS");
+    errno = EINVAL;
     if (argc < 3 || !secrets)
-        give_up();
+        give_up("called wrongly");
     umask(022);
     read_plan(argv + 2);
     watch_signals();

@@ -20,7 +20,7 @@ import pytest
 
 import ray_launcher.spawners
 from ray_launcher import LaunchOptions, Placement, ProcBind, ProcLauncherError
-from ray_launcher.spawners import container, engine
+from ray_launcher.spawners import arguments, container, engine
 from ray_launcher.spawners.engine import Engine
 from ray_launcher.spawners.reaper import is_lost, reap
 
@@ -98,7 +98,7 @@ def test_user_network_and_further_options_are_the_engines(tmp_path: Path) -> Non
     using = dataclasses.replace(
         PLAIN,
         engine_options=tuple(podman.options().split()),
-        run_options=engine.words("run_options", "--hostname 'box' " + podman.RUN_OPTIONS.split(" ", 1)[1]),
+        run_options=arguments.words("run_options", "--hostname 'box' " + podman.RUN_OPTIONS.split(" ", 1)[1]),
         user="app",
         network="none",
     )
@@ -200,12 +200,12 @@ def test_limits_are_options_of_the_engine() -> None:
 
 @pytest.mark.parametrize("value, found", [("", ()), ("a 'b c'", ("a", "b c")), (["a b", "c"], ("a b", "c"))], ids=str)
 def test_words_may_be_one_text(value: Any, found: tuple[str, ...]) -> None:
-    assert engine.words("mounts", value) == found
+    assert arguments.words("mounts", value) == found
 
 
 def test_a_text_with_a_lone_quote_is_refused() -> None:
     with pytest.raises(ValueError, match="run_options: No closing quotation"):
-        engine.words("run_options", "--hostname 'box")
+        arguments.words("run_options", "--hostname 'box")
 
 
 def test_the_shim_knows_where_the_container_has_its_box() -> None:
