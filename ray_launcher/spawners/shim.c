@@ -1,11 +1,11 @@
-/* The leader of a container's proc: makes what the container gets, runs the engine's client, and ends as the program did.
+/* The leader of a container's proc: makes what the container gets, runs the engine's client, and ends like the program.
 
    Its supervisor starts it once per launch, so it does the usual and no more, in a millisecond. Its arguments are the
    path of init.c's binary, and the plan: lists of words, each with their number before it, see `Engine.plan`. The
    directory RAY_LAUNCHER_SECRETS has the spec for init.c. Wherever the end is not a plain exit this process becomes the
-   command that is the first list, which gets behind its own words: what happened ("box" or "run", which could not be made
-   or started, or "client": it has exited), a number (the errno, or the client's code), the descriptor of the FIFO, where
-   in the file of its stderr its own part begins, and the plan. shim.py is that command.
+   command that is the first list, shim.py, which gets behind its own words: what happened ("box" or "run", which could
+   not be made or started, or "client": it has exited), a number (the errno, or the client's code), the descriptor of the
+   FIFO, where in the file of its stderr its own part begins, and the plan.
 
    This process holds the one end of the container's FIFO, where it passes on what it reads from its stdin: when it is
    killed, so is everything in the container, whatever the engine does.
