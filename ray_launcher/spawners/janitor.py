@@ -57,12 +57,12 @@ class Janitor:
         self._reap(_nodes(), SHIM_LABEL, lost_only=True)
         while True:
             try:
-                for _ in RayProcLauncher.find(self._session).events():
-                    pass
+                RayProcLauncher.find(self._session).wait_until_over()
             except UnknownSessionError:
                 break
             except ProcLauncherError:
-                time.sleep(_RETRY)
+                pass
+            time.sleep(_RETRY)
         find_leftovers(self._session, _PATIENCE)  # returns when its agents have ended their procs, each in its grace
         self._reap(_nodes(), f"{SESSION_LABEL}={self._session}")
         ray.kill(self._me)
