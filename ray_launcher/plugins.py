@@ -21,8 +21,8 @@ def spawner_names() -> list[str]:
 def find_spawner(name: str) -> type[ProcSpawner]:
     """The class of that name, for `start_spawner`.
 
-    Raises `UnknownSpawnerError`, which lists the names that there are; `ProcLauncherError` where what is behind the
-    name cannot be imported or is no `ProcSpawner` that can be started; TypeError.
+    Raises `UnknownSpawnerError`, which lists the names that there are; `ProcLauncherError` where several distributions
+    offer that name, or what is behind it cannot be imported or is no `ProcSpawner` that can be started; TypeError.
     """
     if not isinstance(name, str):
         raise TypeError(f"name must be a str, not {type(name).__name__}")
@@ -30,8 +30,13 @@ def find_spawner(name: str) -> type[ProcSpawner]:
     if name not in offered:
         known = ", ".join(sorted(offered)) or "none: no installed package offers any"
         raise UnknownSpawnerError(f"no spawner {name!r}; those that are installed: {known}")
-    found = offered[name]
-    where = f"spawner {name!r} ({found.value}{'' if found.dist is None else f', of {found.dist.name}'})"
+    found, *others = offered[name]
+    if others:
+        listed = " and ".join(map(_described, offered[name]))
+        raise ProcLauncherError(
+            f"spawner {name!r} is offered twice: {listed}; uninstall one, or import the class itself"
+        )
+    where = f"spawner {name!r} ({_described(found)})"
     try:
         spawner_cls = found.load()
     except (Exception, SystemExit) as error:  # a module may be a script that looks for its arguments
@@ -44,5 +49,12 @@ def find_spawner(name: str) -> type[ProcSpawner]:
     return spawner_cls
 
 
-def _offered() -> dict[str, EntryPoint]:
-    return {each.name: each for each in entry_points(group=GROUP)}
+def _offered() -> dict[str, list[EntryPoint]]:
+    offered: dict[str, list[EntryPoint]] = {}
+    for each in entry_points(group=GROUP):
+        offered.setdefault(each.name, []).append(each)
+    return offered
+
+
+def _described(found: EntryPoint) -> str:
+    return found.value if found.dist is None else f"{found.value}, of {found.dist.name}"

@@ -12,7 +12,7 @@ from weakref import WeakSet
 
 import ray
 from ray import ObjectRef
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, RayError
 
 from ray_launcher.changes import Changes, Listener
 from ray_launcher.errors import KillError, NotReadyError, ProcLauncherError, UnknownProcError
@@ -72,6 +72,19 @@ class View(ActorProcLauncher):
         """
         self._check_open()
         return self._events(self._listens(Changes(partial(self._ask, "events"), past, follow)))
+
+    def wait_until_over(self) -> None:
+        """Return when the session is over: ended, or its spawner gone for good. Costs nothing while it goes on.
+
+        Raises `ProcLauncherError` where Ray cannot reach the spawner, which may pass.
+        """
+        self._check_open()
+        try:
+            ray.get(self._spawner.serve_watch.remote())
+        except ActorUnavailableError as error:
+            raise ProcLauncherError(f"cannot reach the spawner: {gone_because(error)}") from None
+        except RayError:
+            pass  # that is the end
 
     def on_event(self, fn: Callable[[ProcEvent], object], *, past: bool = False) -> Callable[[], None]:
         """Call `fn(event)` for each change of a proc's state, as `events` tells them; the answer is what stops that.

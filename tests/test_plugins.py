@@ -54,6 +54,15 @@ def test_one_that_lacks_a_coroutine_is_refused_with_its_name() -> None:
         find_spawner("abstract")
 
 
+def test_a_name_that_two_distributions_offer_is_refused_with_both_and_listed_once(tmp_path: Path) -> None:
+    offer(tmp_path, "rivals", local="custom_spawner:Other")
+    with pytest.raises(ProcLauncherError, match=r"'local' is offered twice: .*; uninstall one, or import") as caught:
+        find_spawner("local")
+    for described in ("custom_spawner:LocalSpawner, of offers", "custom_spawner:Other, of rivals"):
+        assert described in str(caught.value)
+    assert spawner_names().count("local") == 1
+
+
 def test_a_name_is_a_str() -> None:
     with pytest.raises(TypeError, match="name must be a str, not NoneType"):
         find_spawner(None)  # type: ignore[arg-type]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import marshal
 import math
-import sys
+import os
 import uuid
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +24,9 @@ from ray_launcher import (
     RayProcLauncher,
     Signaled,
 )
+from ray_launcher.spawners import arguments
 from ray_launcher.spawners.ending import Container
-from ray_launcher.spawners.engine import Engine, refusal, spec, words
+from ray_launcher.spawners.engine import Engine, packed, refusal, spec
 from ray_launcher.spawners.janitor import start_janitor
 from ray_launcher.spawners.shim import SPECIAL
 
@@ -35,7 +35,7 @@ _T = TypeVar("_T")
 _logger = logging.getLogger(__name__)
 #: Calls that may wait for a node at once.
 _THREADS = 32
-_SHIM = "import sys; sys.path.insert(0, sys.argv[1]); import shim; shim.leave()"
+_MACHINE = os.uname().machine
 _NEVER = "asked to end before it was started"
 
 
@@ -59,8 +59,10 @@ class ContainerSpawner(ProcSpawner):
     they were, and no code of the engine's is taken for the program's. What stands between the program and this actor
     may be killed in any order: the container ends with it.
 
-    The nodes need Linux on x86_64 or aarch64, and this package and its interpreter in the same places as here.
-    Raises TypeError or ValueError for bad arguments.
+    The nodes need Linux and this package and its interpreter in the same places as here, and to be machines of the same
+    type, x86_64 or aarch64: where a cluster has both, start a spawner on each, with the `label_selector` of
+    `actor_options`, and launch on nodes of its type, with that of `Placement`.
+    Raises TypeError or ValueError for bad arguments, `ProcLauncherError` on other machines.
     """
 
     def __init__(  # noqa: PLR0913  # one argument per choice
@@ -77,23 +79,23 @@ class ContainerSpawner(ProcSpawner):
         limits: bool | str = True,
         pull_timeout: float | str = 600.0,
     ) -> None:
-        if _not_empty("image", image).startswith("-"):
+        if arguments.name("image", image).startswith("-"):
             raise ValueError(f"image must be the name of one, such as 'docker.io/library/alpine:3', not {image!r}")
         self._engine = Engine(
             image=image,
-            engine=_not_empty("engine", engine),
-            engine_options=words("engine_options", engine_options),
-            run_options=words("run_options", run_options),
-            mounts=words("mounts", mounts),
+            engine=arguments.name("engine", engine),
+            engine_options=arguments.words("engine_options", engine_options),
+            run_options=arguments.words("run_options", run_options),
+            mounts=arguments.words("mounts", mounts),
             user=None if user is None else str(user),
             network=network,
-            gpus=_gpus(gpus, engine),
-            limits=_flag("limits", limits),
+            gpus=arguments.gpus(gpus, engine),
+            limits=arguments.flag("limits", limits),
         )
-        self._pull_timeout = _seconds("pull_timeout", pull_timeout)
+        self._pull_timeout = arguments.seconds("pull_timeout", pull_timeout)
+        self._shim = shim_command()
         self._launcher = RayProcLauncher()
         self._janitor = start_janitor(self._engine, self._launcher.session)
-        self._janitor.watch.remote()
         self._threads = ThreadPoolExecutor(_THREADS)
         self._containers: dict[str, Container] = {}
         self._pulls: dict[str, asyncio.Task[str]] = {}
@@ -157,12 +159,12 @@ class ContainerSpawner(ProcSpawner):
     def _inner(self, launch: str, opts: LaunchOptions) -> LaunchOptions:
         plan = self._engine.plan(self._launcher.session, launch, opts)
         return LaunchOptions(
-            program=sys.executable,
-            args=["-I", "-S", "-c", _SHIM, str(Path(__file__).parent)],
+            program=self._shim[0],
+            args=[*self._shim[1:], *packed(plan)],
             want_stdin=True,
             tail_lines=opts.tail_lines if opts.want_stdio else 0,
             log_limit=opts.log_limit,
-            secrets={"plan": marshal.dumps(plan, 2), "spec": spec(opts)},
+            secrets={"spec": spec(opts)},
             placement=opts.placement,
         )
 
@@ -182,6 +184,8 @@ class ContainerSpawner(ProcSpawner):
         match result.kind:
             case Signaled(signum):
                 return "signaled", ExitReport(signal=signum, stderr_tail=tail)
+            case Failed(reason) if self._shim[0] in reason:
+                return "failed", _failed(f"{reason}; nodes need this package where the spawner has it, on {_MACHINE}")
             case Failed(reason):
                 return "failed", _failed(reason)
 
@@ -189,7 +193,8 @@ class ContainerSpawner(ProcSpawner):
         try:
             what, number, core, reason = await self._in_thread(self._launcher.value, proc_id)
         except ProcLauncherError as error:
-            return "failed", _failed(f"how the container ended is lost with its node: {error}")
+            *_, said = ("", *tail)  # by a shim, perhaps, that could not become what would have told it
+            return "failed", _failed(f"how the container ended is lost: {error}{said and f'; last it said: {said}'}")
         if what == "exited":
             return what, ExitReport(exit_code=number, stderr_tail=tuple(tail))
         if what == "signaled":
@@ -254,6 +259,14 @@ class ContainerSpawner(ProcSpawner):
         return task
 
 
+def shim_command() -> list[str]:
+    """Runs a plan on a node, on machines of this type. Raises `ProcLauncherError` on others."""
+    shim, init = (Path(__file__).with_name(f"{name}-{_MACHINE}") for name in ("shim", "init"))
+    if not os.access(shim, os.X_OK):
+        raise ProcLauncherError(f"{shim} cannot be executed: containers need x86_64 or aarch64, and a whole package")
+    return [str(shim), str(init)]
+
+
 async def _result(port: Any) -> ProcExitResult:
     result: ProcExitResult = await port
     return result
@@ -273,33 +286,3 @@ def _explained(reason: str, opts: LaunchOptions, image: str) -> str:
     if reason == "never":
         return _NEVER
     return f"{subjects[what]}: {why} in image {image!r}" if colon and what in subjects else reason
-
-
-def _not_empty(name: str, value: object) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{name} must be a name or a path, not {value!r}")
-    return value
-
-
-def _gpus(value: str | None, engine: str) -> str:
-    if value not in (None, "cdi", "engine"):
-        raise ValueError(f"gpus must be 'cdi', 'engine' or None, not {value!r}")
-    return value or ("engine" if Path(engine).name.startswith("docker") else "cdi")
-
-
-def _flag(name: str, value: bool | str) -> bool:
-    known = {"true": True, "false": False}
-    found = known.get(str(value).lower())
-    if found is None:
-        raise ValueError(f"{name} must be true or false, not {value!r}")
-    return found
-
-
-def _seconds(name: str, value: float | str) -> float:
-    try:
-        seconds = float(value)
-    except (TypeError, ValueError):
-        seconds = math.nan
-    if not seconds > 0:
-        raise ValueError(f"{name} must be a number of seconds above 0, not {value!r}")
-    return seconds

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
+import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from ray_launcher import LaunchOptions
+from ray_launcher.spawners.shim import LISTS
 
-#: Of every container: the spawner's session, and the launch.
-SESSION_LABEL, LAUNCH_LABEL = "ray_launcher.session", "ray_launcher.launch"
+#: Of every container: the spawner's session, the launch, and, as `shim.c` says, the process that sees to it.
+SESSION_LABEL, LAUNCH_LABEL, SHIM_LABEL = "ray_launcher.session", "ray_launcher.launch", "ray_launcher.shim"
 #: Where the container has what the shim and `init.c` share.
 BOX = "/.ray_launcher"
 
@@ -40,7 +42,12 @@ class Engine:
     limits: bool
 
     def plan(self, session: str, launch: str, opts: LaunchOptions) -> dict[str, list[str]]:
-        """What the shim of a launch is told, see `shim.run`."""
+        """What the shim of a launch is told: its lists, by name, see `packed`.
+
+        otherwise: what `shim.c` becomes unless the program just exits.  quiet: something, where the output is to be
+        discarded.  gpus: how they are handed over, or nothing.  run: the engine's command, up to where `shim.c` adds
+        words of its own.  image: what comes behind those.  look, remove: find the image, remove the container.
+        """
         name = f"ray-launcher-{launch}"
         labels = (f"{SESSION_LABEL}={session}", f"{LAUNCH_LABEL}={launch}")
         run = [*self.command("run"), "--rm", "--pull=never", "--log-driver=none", "--name", name]
@@ -52,12 +59,13 @@ class Engine:
         run += _limits(opts) if self.limits else []
         run += [f"--ulimit={kind.lower()}={soft}:{hard}" for kind, (soft, hard) in _pairs(opts.rlimits)]
         return {
+            "otherwise": [sys.executable, "-I", "-S", str(Path(__file__).with_name("shim.py"))],
+            "quiet": [] if opts.want_stdio else ["yes"],
+            "gpus": [self.gpus] if opts.placement.num_gpus else [],
             "run": [*run, *self.run_options],
             "image": [self.image],
             "look": [*self.command("image"), "inspect", self.image],
             "remove": [*self.removal(), name],
-            "gpus": [self.gpus] if opts.placement.num_gpus else [],
-            "quiet": [] if opts.want_stdio else ["yes"],
         }
 
     def command(self, verb: str) -> list[str]:
@@ -70,9 +78,11 @@ class Engine:
         """Fetches the image."""
         return [*self.command("pull"), self.image]
 
-    def listing(self, label: str, value: str) -> list[str]:
-        """Prints the ids of containers that have this label."""
-        return [*self.command("ps"), "--all", "--quiet", "--no-trunc", "--filter", f"label={label}={value}"]
+    def listing(self, label: str = SHIM_LABEL) -> list[str]:
+        """Prints the id and the shim of each container that has this label, given as NAME or NAME=VALUE."""
+        shim = f'index .Labels "{SHIM_LABEL}"' if self.is_podman else f'.Label "{SHIM_LABEL}"'
+        shown = ["--all", "--no-trunc", "--format", f"{{{{.ID}}}} {{{{{shim}}}}}"]
+        return [*self.command("ps"), *shown, "--filter", f"label={label}"]
 
     def removal(self) -> list[str]:
         """Ends and removes the containers that are named behind it."""
@@ -81,7 +91,12 @@ class Engine:
     @property
     def is_podman(self) -> bool:
         """As far as its name tells."""
-        return os.path.basename(self.engine).startswith("podman")  # noqa: PTH119  # a name of the node's
+        return Path(self.engine).name.startswith("podman")
+
+
+def packed(plan: Mapping[str, list[str]]) -> list[str]:
+    """A plan as the arguments of `shim.c`: each list with its length before it."""
+    return [word for name in LISTS for word in (str(len(plan[name])), *plan[name])]
 
 
 def spec(opts: LaunchOptions) -> bytes:
@@ -116,20 +131,6 @@ def refusal(opts: LaunchOptions) -> str:
     if opts.proc_bind is not None and opts.proc_bind.cpunodebind:
         return "LaunchOptions.proc_bind.cpunodebind is not for containers: name the CPUs, as in ProcBind(cpus='0-3')"
     return ""
-
-
-def words(name: str, value: str | Iterable[str]) -> tuple[str, ...]:
-    """Words of a command line, given as such, or as one text with a shell's quotes. Raises TypeError, ValueError."""
-    if isinstance(value, str):
-        try:
-            return tuple(shlex.split(value))
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}; check the quotes in {value!r}") from None
-    found = tuple(value)
-    for word in found:
-        if not isinstance(word, str):
-            raise TypeError(f"{name} must be a str or several, not {type(word).__name__}")
-    return found
 
 
 def _limits(opts: LaunchOptions) -> list[str]:

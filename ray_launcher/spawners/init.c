@@ -11,7 +11,7 @@
    status  lines that are written here: "running", "exited CODE", "signaled SIGNAL CORE", "failed chdir|exec|nice|spec
            ERRNO", "never" (asked to end before the program was started).
 
-   Built by build_init.sh into init-x86_64 and init-aarch64, static, for images that have nothing. */
+   Built by build.sh into init-x86_64 and init-aarch64, static, for images that have nothing. */
 
 #define _GNU_SOURCE
 #include <errno.h>

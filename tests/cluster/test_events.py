@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import queue
+import threading
 
 import pytest
 from detached_rig import attached, kill_spawner
@@ -53,6 +54,18 @@ def test_changes_end_with_the_session(name: str) -> None:
     events = launcher.events()
     launcher.end(0)
     assert list(events) == []
+
+
+def test_the_end_of_a_session_can_be_waited_for_across_the_death_of_its_spawner(name: str) -> None:
+    launcher = attached(name)
+    over = threading.Thread(target=RayProcLauncher.find(name).wait_until_over)
+    over.start()
+    kill_spawner(name)
+    launcher.launch("a", shell("exit")).exit_port.wait(DEADLINE)
+    assert over.is_alive()
+    launcher.end(0)
+    over.join(DEADLINE)
+    assert not over.is_alive()
 
 
 # -- callbacks --------------------------------------------------------------------------------------------------------

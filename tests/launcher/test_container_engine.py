@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import marshal
 import os
 import pickle
+import signal
 import stat
 import subprocess
-import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import podman
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 import ray_launcher.spawners
-from ray_launcher import LaunchOptions, Placement, ProcBind
-from ray_launcher.spawners import container, engine, shim
+from ray_launcher import LaunchOptions, Placement, ProcBind, ProcLauncherError
+from ray_launcher.spawners import arguments, container, engine
 from ray_launcher.spawners.engine import Engine
+from ray_launcher.spawners.reaper import is_lost, reap
 
 HERE = Path(ray_launcher.spawners.__file__).parent
 PLAIN = Engine(podman.IMAGE, "podman", (), (), (), None, None, "cdi", True)
@@ -37,21 +40,32 @@ def plan(using: Engine = PLAIN, **fields: Any) -> list[str]:
     return using.plan("session", "launch", LaunchOptions(program="true", **fields))["run"]
 
 
-def shimmed(tmp_path: Path, using: Engine, opts: LaunchOptions, **env: str) -> tuple[Any, str]:
-    """How the shim ends, when it is run by hand, and what is on stderr."""
-    secrets, out, err = tmp_path / "secrets", tmp_path / "log.out", tmp_path / "log.err"
+def shim_of(tmp_path: Path, plan: dict[str, list[str]], opts: LaunchOptions, **env: str) -> subprocess.Popen[bytes]:
+    """A shim, run by hand."""
+    secrets = tmp_path / "secrets"
     secrets.mkdir()
-    (secrets / "plan").write_bytes(marshal.dumps(using.plan("session", "launch", opts), 2))
     (secrets / "spec").write_bytes(engine.spec(opts))
     environ = {**os.environ, "RAY_LAUNCHER_SECRETS": str(secrets), "RAY_LAUNCHER_ID": "tests", **env}
-    command = [sys.executable, "-I", "-S", "-c", container._SHIM, str(HERE)]
-    with out.open("ab") as stdout, err.open("ab") as stderr:
-        done = subprocess.run(
-            command, env=environ, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, timeout=60, check=False
-        )
+    command = [*container.shim_command(), *engine.packed(plan)]
+    with (tmp_path / "log.out").open("ab") as stdout, (tmp_path / "log.err").open("ab") as stderr:
+        return subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr)
+
+
+def shimmed(tmp_path: Path, using: Engine, opts: LaunchOptions, **env: str) -> tuple[Any, str]:
+    """How it ends, and what is on stderr."""
+    with shim_of(tmp_path, using.plan("session", "launch", opts), opts, **env) as shim:
+        code = shim.wait(60)
     value = tmp_path / "log.value"
-    end = pickle.loads(value.read_bytes()[1:]) if value.exists() else done.returncode  # behind the mark of a value
-    return end, err.read_text()
+    end = pickle.loads(value.read_bytes()[1:]) if value.exists() else code  # behind the mark of a value
+    return end, (tmp_path / "log.err").read_text()
+
+
+def until(probe: Callable[[], Any], what: str) -> Any:
+    give_up = time.monotonic() + 60
+    while not (seen := probe()):
+        assert time.monotonic() < give_up, f"not within 60 s: {what}"
+        time.sleep(0.01)
+    return seen
 
 
 @pytest.fixture
@@ -62,6 +76,19 @@ def recorder(tmp_path: Path) -> Engine:
     return dataclasses.replace(PLAIN, engine=str(path))
 
 
+#: What they do in place of a container: tell of an exit; wait for two bytes, and then tell of one.
+_BOX = """#!/bin/sh
+while [ "$1" != --mount ]; do shift; done
+box=${2#type=bind,source=}; box=${box%,target=*}
+"""
+EXITING = f"{_BOX}printf 'running - 0 0\\nexited - 7 0\\n' >$box/status"
+READING = f"""{_BOX}
+exec <$box/life >>$box/heard
+touch $box/reads
+dd bs=1 count=2 2>/dev/null
+printf 'running - 0 0\\nexited - 3 0\\n' >$box/status
+"""
+
 real = pytest.mark.skipif(bool(podman.missing()), reason=podman.missing())
 
 
@@ -71,13 +98,46 @@ def test_user_network_and_further_options_are_the_engines(tmp_path: Path) -> Non
     using = dataclasses.replace(
         PLAIN,
         engine_options=tuple(podman.options().split()),
-        run_options=engine.words("run_options", "--hostname 'box' " + podman.RUN_OPTIONS.split(" ", 1)[1]),
+        run_options=arguments.words("run_options", "--hostname 'box' " + podman.RUN_OPTIONS.split(" ", 1)[1]),
         user="app",
         network="none",
     )
     script = "exec >&2; id -un; hostname; ls /sys/class/net; exit 9"
     opts = LaunchOptions(program="sh", args=["-c", script])
     assert shimmed(tmp_path, using, opts) == (9, "app\nbox\nlo\n")
+
+
+def test_a_plain_exit_needs_no_python(tmp_path: Path, recorder: Engine) -> None:
+    plan = recorder.plan("session", "launch", LaunchOptions(program="true"))
+    plan["otherwise"] = ["/nonexistent"]
+    Path(recorder.engine).write_text(EXITING)
+    with shim_of(tmp_path, plan, LaunchOptions(program="true")) as shim:
+        assert shim.wait(60) == 7
+
+
+def test_what_it_becomes_otherwise_is_told_why_holds_the_fifo_and_is_not_ended_by_sigterm(
+    tmp_path: Path, recorder: Engine
+) -> None:
+    plan = recorder.plan("session", "launch", LaunchOptions(program="true"))
+    plan["otherwise"] = ["/bin/sh", "-c", 'kill -TERM $$; test -p /dev/fd/$3 && echo "$1 $2 $4"; exit 9', "sh"]
+    (tmp_path / "log.err").write_text("before")
+    with shim_of(tmp_path, plan, LaunchOptions(program="true")) as shim:
+        assert shim.wait(60) == 9
+    assert (tmp_path / "log.out").read_text() == "client 125 6\n"
+
+
+def test_what_a_shim_reads_and_sigterm_go_into_the_container(tmp_path: Path, recorder: Engine) -> None:
+    Path(recorder.engine).write_text(READING)
+    opts = LaunchOptions(program="true")
+    with shim_of(tmp_path, recorder.plan("session", "launch", opts), opts) as shim:
+        until((tmp_path / "secrets/box/reads").exists, "the client runs")
+        shim.send_signal(signal.SIGTERM)
+        until(lambda: (tmp_path / "secrets/box/heard").read_bytes() == b"\x0f", "SIGTERM has arrived")
+        assert shim.stdin is not None
+        shim.stdin.write(b"\x09")
+        shim.stdin.flush()
+        assert shim.wait(60) == 3
+    assert (tmp_path / "secrets/box/heard").read_bytes() == b"\x0f\x09"
 
 
 def test_without_the_engine_the_end_says_what_to_do(tmp_path: Path) -> None:
@@ -140,27 +200,65 @@ def test_limits_are_options_of_the_engine() -> None:
 
 @pytest.mark.parametrize("value, found", [("", ()), ("a 'b c'", ("a", "b c")), (["a b", "c"], ("a b", "c"))], ids=str)
 def test_words_may_be_one_text(value: Any, found: tuple[str, ...]) -> None:
-    assert engine.words("mounts", value) == found
+    assert arguments.words("mounts", value) == found
 
 
 def test_a_text_with_a_lone_quote_is_refused() -> None:
     with pytest.raises(ValueError, match="run_options: No closing quotation"):
-        engine.words("run_options", "--hostname 'box")
+        arguments.words("run_options", "--hostname 'box")
 
 
 def test_the_shim_knows_where_the_container_has_its_box() -> None:
-    assert shim.BOX == engine.BOX
-    assert f'#define BOX "{engine.BOX}"' in (HERE / "init.c").read_text()
+    for name in ("init.c", "shim.c"):
+        assert f'#define BOX "{engine.BOX}"' in (HERE / name).read_text()
 
 
-def test_the_shim_imports_nothing_heavy() -> None:
-    script = "import sys; sys.path.insert(0, sys.argv[1]); import shim; print(*sys.modules)"
-    command = [sys.executable, "-I", "-S", "-c", script, str(HERE)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    assert not {"typing", "enum", "subprocess", "json", "re", "pathlib", "tempfile"} & set(done.stdout.split())
+@real
+def test_what_is_left_of_a_lost_shim_is_removed_and_what_a_living_one_sees_to_is_spared(tmp_path: Path) -> None:
+    podman.make_image()
+    using = dataclasses.replace(
+        PLAIN, engine_options=tuple(podman.options().split()), run_options=tuple(podman.RUN_OPTIONS.split())
+    )
+    opts = LaunchOptions(program="sleep", args=["9999"])
+    with shim_of(tmp_path, using.plan("session", "launch", opts), opts) as shim:
+        status = tmp_path / "secrets/box/status"
+        until(lambda: status.exists() and status.read_text(), "it runs")
+        assert reap(using.listing(), using.removal(), True)
+        assert podman.podman("ps", "--quiet")
+        client, *_ = psutil.Process(shim.pid).children()
+        client.suspend()  # else it would see to the container, as long as it lives
+        shim.kill()
+        client.kill()
+    assert reap(using.listing(), using.removal(), True)
+    assert not podman.podman("ps", "--all", "--quiet")
+
+
+def test_a_shim_is_lost_only_if_that_is_for_sure() -> None:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    space, start = Path("/proc/self/ns/pid").readlink(), Path("/proc/self/stat").read_text().split()[21]
+    pid = os.getpid()
+    assert not is_lost(f"{boot}/{space}/{pid}/{start}")
+    assert is_lost(f"{boot}/{space}/{pid}/{int(start) - 1}")
+    assert is_lost(f"{boot[::-1]}/{space}/{pid}/{start}")
+    assert not is_lost(f"{boot}/pid:[1]/{pid}/{int(start) - 1}")
+    assert not is_lost("")
+
+
+def test_where_the_engine_cannot_be_asked_something_may_be_left(tmp_path: Path, recorder: Engine) -> None:
+    Path(recorder.engine).write_text("#!/bin/sh\nexit 1\n")
+    assert not reap(recorder.listing(), recorder.removal(), False)
+    Path(recorder.engine).unlink()
+    assert reap(recorder.listing(), recorder.removal(), False)
+
+
+def test_on_other_machines_it_is_said_which_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(container, "_MACHINE", "vax")
+    with pytest.raises(ProcLauncherError, match="shim-vax cannot be executed: containers need x86_64 or aarch64"):
+        container.shim_command()
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
-def test_the_init_is_made_of_its_source(machine: str) -> None:
-    source = hashlib.sha256((HERE / "init.c").read_bytes()).hexdigest()
-    assert f"init.c {source}\0".encode() in (HERE / f"init-{machine}").read_bytes(), "run build_init.sh"
+@pytest.mark.parametrize("program", ["init", "shim"])
+def test_the_binaries_are_made_of_their_sources(program: str, machine: str) -> None:
+    source = hashlib.sha256((HERE / f"{program}.c").read_bytes()).hexdigest()
+    assert f"{program}.c {source}\0".encode() in (HERE / f"{program}-{machine}").read_bytes(), "run build.sh"

@@ -259,6 +259,40 @@ def test_with_the_spawner_the_container_goes_and_nothing_is_left(mortal: Any, tm
 
 
 @pytest.mark.slow
+def test_a_spawner_removes_what_others_left_that_were_lost_with_their_janitors(start: Callable[..., Any]) -> None:
+    podman.make_image()
+    boot, space = Path("/proc/sys/kernel/random/boot_id").read_text().strip(), Path("/proc/self/ns/pid").readlink()
+    born = Path("/proc/self/stat").read_text().split()[21]
+    for number in (born, "1"):  # of us, and of nobody
+        shim = f"ray_launcher.shim={boot}/{space}/{os.getpid()}/{number}"
+        run = ["run", "--detach", "--name", f"of-{number}", "--label", shim, *podman.RUN_OPTIONS.split()]
+        podman.podman(*run, podman.IMAGE, "sleep", "9999")
+    start(ContainerSpawner, podman.IMAGE, engine_options=podman.options())
+    until(lambda: podman.podman("ps", "--all", "--format", "{{.Names}}") == f"of-{born}\n", "the lost one has gone")
+    podman.podman("rm", "--force", "--time=0", f"of-{born}")
+
+
+class Elsewhere(ContainerSpawner):
+    """Takes the nodes for machines of another type."""
+
+    def __init__(self, shim: str) -> None:
+        super().__init__(podman.IMAGE)
+        self._shim = [shim]
+
+
+@pytest.mark.slow
+def test_on_a_machine_of_another_type_a_launch_fails_and_says_which_are_needed(
+    start: Callable[..., Any], tmp_path: Path
+) -> None:
+    shim = tmp_path / "shim"
+    shim.write_bytes(b"\0")
+    shim.chmod(0o755)
+    reason = why(end_of(ActorProcLauncher(start(Elsewhere, str(shim))), LaunchOptions(program="true")))
+    assert reason.startswith(f"{shim}: wrong format")
+    assert f"nodes need this package where the spawner has it, on {os.uname().machine}" in reason
+
+
+@pytest.mark.slow
 def test_without_its_driver_a_container_is_terminated_in_its_grace_and_nothing_is_left(
     cluster: str, spawner: Callable[..., Any], tmp_path: Path
 ) -> None:
