@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from functools import partial
@@ -80,7 +81,7 @@ class View(ActorProcLauncher):
         """
         self._check_open()
         try:
-            ray.get(self._spawner.serve_watch.remote())
+            ray.get(self._spawner.serve_watch.remote(uuid.uuid4().hex))
         except ActorUnavailableError as error:
             raise ProcLauncherError(f"cannot reach the spawner: {gone_because(error)}") from None
         except RayError:

@@ -50,7 +50,7 @@ class ClusterSpawner(Queries):
         self._events, self._log_event = Events(), event_log(session.name)
         self._roster = Roster(self._tell)
         self._awaited: dict[str, LaunchKey] = {}  # by proc_id: a launch asked for again that may be found yet
-        self._watches: dict[str, asyncio.Event] = {}  # by the agent's name
+        self._watches: dict[str, asyncio.Event] = {}  # by the watcher
         self._ending = False
         again = is_restarted()
         registry = Registry(session.name)
@@ -288,6 +288,8 @@ class ClusterSpawner(Queries):
         await self._memory.stop(LAST_ANSWERS)
         await self._links.end(grace)
         self._events.close()
+        for watcher in list(self._watches):
+            await self.serve_unwatch(watcher)
         await self._memory.close()
         await self._metrics.close()
         with contextlib.suppress(Exception):
@@ -303,13 +305,13 @@ class ClusterSpawner(Queries):
         """
         return await self._links.renew(agent, clock)
 
-    async def serve_watch(self, agent: str) -> None:
-        """Return after `serve_unwatch`. The call fails when the spawner is gone for good: so an agent learns of it."""
-        await self._watches.setdefault(agent, asyncio.Event()).wait()
+    async def serve_watch(self, watcher: str) -> None:
+        """Returns when the session is over, or after `serve_unwatch`; fails when the spawner is gone for good."""
+        await self._watches.setdefault(watcher, asyncio.Event()).wait()
 
-    async def serve_unwatch(self, agent: str) -> None:
+    async def serve_unwatch(self, watcher: str) -> None:
         """The agent of this name is to have no call here."""
-        watch = self._watches.pop(agent, None)
+        watch = self._watches.pop(watcher, None)
         if watch is not None:
             watch.set()
 

@@ -191,6 +191,7 @@ class World:
         self._agent_module = _copy(
             chain + "agent",
             ray=self._ray,
+            is_restarted=lambda: self._again,
             Keeper=keeper.Keeper,
             client=client,
             time=clock,
@@ -223,7 +224,7 @@ class World:
         links = _copy(chain + "links", Link=link.Link, Nodes=nodes)
         self._spawner_module = _copy(
             chain + "spawner",
-            ray=self._ray,
+            is_restarted=lambda: self._again,
             Registry=registry,
             Links=links.Links,
             Owner=link.Owner,
@@ -236,9 +237,7 @@ class World:
         self.loop.call_later(after + self.chance.choice([0.0, 0.001, 0.01]), call)
 
     def _context(self) -> Any:
-        return types.SimpleNamespace(
-            was_current_actor_reconstructed=self._again, runtime_env={}, current_actor=self._find(current_name())
-        )
+        return types.SimpleNamespace(runtime_env={}, current_actor=self._find(current_name()))
 
     def _make_spawner(self, session: SessionInfo, again: bool) -> Any:
         self._again = again
