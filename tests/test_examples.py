@@ -51,14 +51,14 @@ def test_every_example_is_run() -> None:
 
 @pytest.fixture(scope="module")
 def ended(cluster: str) -> dict[str, subprocess.CompletedProcess[str]]:
-    """All of them, run at once: each takes seconds."""
+    """All of them, some at once: each takes seconds. Ray warns of more workers than it likes to start."""
     environ = {**os.environ, "RAY_ADDRESS": cluster}
 
     def run(name: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(EXAMPLES / f"{name}.py")]
         return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=100, check=False)
 
-    with leaving_nothing(), futures.ThreadPoolExecutor() as pool:
+    with leaving_nothing(), futures.ThreadPoolExecutor(3) as pool:
         return dict(zip(PRINTS, pool.map(run, PRINTS), strict=True))
 
 
