@@ -173,13 +173,13 @@ class Agent(Inquiries):
         Should neither be, all goes on a little later.
         """
         await self._feed.hush()
-        calls = self._watching, self._renewing
-        silent = asyncio.gather(*(each.acquire() for each in calls))  # the next in line, before the watch returns
+        unwatched = asyncio.ensure_future(self._watching.acquire())  # the next in line, before the watch returns
         with contextlib.suppress(RayError):
             await self._spawner.serve_unwatch.remote(self._name)
-        await silent
-        for each in calls:
-            asyncio.get_running_loop().call_later(_SILENCE, each.release)
+        await unwatched
+        await self._renewing.acquire()  # only now: the watch may yet have to wait for another spawner
+        for calling in (self._watching, self._renewing):
+            asyncio.get_running_loop().call_later(_SILENCE, calling.release)
 
     async def _find(self) -> None:
         """What an agent before us has left; without a supervisor, its launches are forgotten, if it had any."""

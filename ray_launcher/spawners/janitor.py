@@ -6,6 +6,7 @@ It begins with what others have left, those that were killed with their janitors
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from typing import Any
@@ -53,7 +54,14 @@ class Janitor:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
-        """Returns never: when its work is done, so is this actor."""
+        """Does not return: when the work is done, so is this actor; where it cannot be done, Ray starts it again."""
+        try:
+            self._see_to_it()
+        except Exception:
+            _logger.exception("the janitor of session %s begins again", self._session)
+        os._exit(1)
+
+    def _see_to_it(self) -> None:
         self._reap(_nodes(), SHIM_LABEL, lost_only=True)
         while True:
             try:
@@ -66,6 +74,7 @@ class Janitor:
         find_leftovers(self._session, _PATIENCE)  # returns when its agents have ended their procs, each in its grace
         self._reap(_nodes(), f"{SESSION_LABEL}={self._session}")
         ray.kill(self._me)
+        threading.Event().wait()
 
     def remove(self, node_id: str, launch: str) -> None:
         """What is left of one launch."""

@@ -20,7 +20,7 @@ import pytest
 
 import ray_launcher.spawners
 from ray_launcher import LaunchOptions, Placement, ProcBind, ProcLauncherError
-from ray_launcher.spawners import arguments, container, engine
+from ray_launcher.spawners import arguments, container, engine, janitor
 from ray_launcher.spawners.engine import Engine
 from ray_launcher.spawners.reaper import is_lost, reap
 
@@ -262,3 +262,18 @@ def test_on_other_machines_it_is_said_which_are_needed(monkeypatch: pytest.Monke
 def test_the_binaries_are_made_of_their_sources(program: str, machine: str) -> None:
     source = hashlib.sha256((HERE / f"{program}.c").read_bytes()).hexdigest()
     assert f"{program}.c {source}\0".encode() in (HERE / f"{program}-{machine}").read_bytes(), "run build.sh"
+
+
+def test_a_janitor_that_cannot_watch_is_started_again_by_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would be there for ever, and do nothing."""
+
+    def fail() -> None:
+        raise RuntimeError("no answer from Ray")
+
+    left: list[int] = []
+    watcher = object.__new__(janitor.Janitor)
+    watcher._session = "session"
+    monkeypatch.setattr(watcher, "_see_to_it", fail)
+    monkeypatch.setattr(os, "_exit", left.append)
+    watcher._watch()
+    assert left == [1]
